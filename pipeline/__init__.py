@@ -1,0 +1,1 @@
+"""Orchestration: command line, configuration, planning and running over Dask."""

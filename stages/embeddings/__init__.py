@@ -1,0 +1,1 @@
+"""CLIP image vectors of every view of every image."""

@@ -1,0 +1,36 @@
+"""Settings of the embeddings stage."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from stages.base import Settings
+from stages.models.registry import Features
+
+View = Literal["original", "masked", "overlay", "binary", "crop", "blur", "roi", "ring"]
+
+
+class EmbeddingsSettings(Settings):
+    """Which model sees which views."""
+
+    model: str = "lite0-minilm"
+    """Name in the registry of weights."""
+    views: tuple[View, ...] = ("original", "masked")
+    features: Features = "trunk"
+    """Image features before (`trunk`) or after (`projected`) CLIP's projection."""
+    resize: Literal["letterbox", "squash", "crop"] = "letterbox"
+    """How an image becomes the model's square: padded, squashed, or CLIP's own centre crop."""
+    tokens: bool = False
+    """Also store the tokens (ViT) or grid cells (CNN) of the original image."""
+    canvas_px: int = Field(default=512, ge=64, le=1024, multiple_of=64)
+    """Side of the square on which masks live, in pixels."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    @field_validator("views")
+    @classmethod
+    def _some_and_distinct(cls, value: tuple[View, ...]) -> tuple[View, ...]:
+        if not value or len(set(value)) != len(value):
+            raise ValueError(f"at least one view, none twice, got {list(value)}")
+        return value

@@ -1,0 +1,1 @@
+"""Candidates or supplied masks to one mask and one masked image."""

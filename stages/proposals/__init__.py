@@ -1,0 +1,1 @@
+"""SAM2 candidate masks for every image."""

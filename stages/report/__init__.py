@@ -1,0 +1,1 @@
+"""Tables, curves and galleries in one static page."""

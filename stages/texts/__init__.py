@@ -1,0 +1,1 @@
+"""The bank of class texts: one vector a class."""
