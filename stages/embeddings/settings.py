@@ -22,6 +22,8 @@ class EmbeddingsSettings(Settings):
     """Image features before (`trunk`) or after (`projected`) CLIP's projection."""
     resize: Literal["letterbox", "squash", "crop"] = "letterbox"
     """How an image becomes the model's square: padded, squashed, or CLIP's own centre crop."""
+    compositing: Literal["masked", "overlay", "binary", "crop", "blur"] | None = None
+    """Set by the driver to `masks.compositing`: the view of that name is read from the masks; None composes it anew."""
     tokens: bool = False
     """Also store the tokens (ViT) or grid cells (CNN) of the original image."""
     canvas_px: int = Field(default=512, ge=64, le=1024, multiple_of=64)

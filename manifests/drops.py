@@ -1,0 +1,191 @@
+"""Drops: immutable lists of images that arrived together, each published by one rename."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from manifests.audit import Audit
+from manifests.disk import disk_errors, make_private, sync_folder, write_atomic, write_synced
+from manifests.errors import InventoryError
+from manifests.fingerprint import digest_bytes, digest_file
+from manifests.inventory_file import format_rows, parse_rows
+from manifests.layout import DatasetPaths
+from manifests.types import Chunk, ImageRow
+
+DROP_FILE, INVENTORY_FILE, AUDIT_FILE = "drop.json", "inventory.csv", "audit.json"
+RESTORE = "Restore the folder drops/ from your backup."
+
+
+class Drop(BaseModel):
+    """One drop: what drop.json holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = 1
+    drop_id: str
+    dataset: str
+    source_root: str
+    """Absolute path of the source folder at ingest; never leaves drops/."""
+    n_items: int = Field(ge=1)
+    chunk_items: int = Field(ge=1)
+    """Rows of a chunk; the last chunk may be shorter."""
+    classes: tuple[str, ...]
+    """Labels seen so far, earlier drops included: those keep their index, new ones follow in sorted order."""
+    inventory_sha256: str
+    """Digest of inventory.csv."""
+    created: str
+    """UTC time, ISO 8601."""
+    previous: tuple[str, ...] = ()
+    """Ids of all earlier drops in order of arrival."""
+    salt_id: str = ""
+    """Which salt made the group ids; empty if the drop has no groups."""
+
+    def chunks(self) -> tuple[Chunk, ...]:
+        """The chunk grid: every row in exactly one chunk."""
+        starts = range(0, self.n_items, self.chunk_items)
+        return tuple(
+            Chunk(self.drop_id, index, start, min(start + self.chunk_items, self.n_items))
+            for index, start in enumerate(starts)
+        )
+
+
+def write_drop(paths: DatasetPaths, drop: Drop, rows: Sequence[ImageRow], audit: Audit) -> None:
+    """Publish a drop by one directory rename; files are for the owner only.
+
+    Raises
+    ------
+    InventoryError
+        If a drop of this id exists, another drop arrived since `drop` was made, or the rows are not those of `drop`.
+    StoreError
+        If the disk is full, read-only, forbidden or failing.
+    """
+    inventory = format_rows(rows)
+    if digest_bytes(inventory) != drop.inventory_sha256 or len(rows) != drop.n_items:
+        raise InventoryError(f"The rows are not those of drop {drop.drop_id!r}.", "Make the drop of these rows.")
+    if paths.drop(drop.drop_id).exists():
+        raise _taken(drop.drop_id)
+    if tuple(earlier.drop_id for earlier in load_drops(paths)) != drop.previous:
+        raise InventoryError("Another drop arrived in the meantime.", "Ingest the source again.")
+    make_private(paths.root)
+    staging = make_private(make_private(paths.drops) / f".incoming-{uuid.uuid4().hex}")
+    contents = {
+        DROP_FILE: _json(drop),
+        INVENTORY_FILE: inventory,
+        AUDIT_FILE: _json(audit),
+    }
+    try:
+        with disk_errors(f"write drop {drop.drop_id}", paths.drops):
+            for name, data in contents.items():
+                write_synced(staging / name, data)
+                (staging / name).chmod(0o600)
+            sync_folder(staging)
+            _publish(staging, paths.drop(drop.drop_id))
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def load_drops(paths: DatasetPaths) -> tuple[Drop, ...]:
+    """All drops in order of arrival; none if nothing was ingested.
+
+    Raises
+    ------
+    InventoryError
+        If a drop.json is damaged or of a newer version, or a drop of the chain is missing or was made beside another.
+    """
+    entries = sorted(paths.drops.iterdir()) if paths.drops.is_dir() else []
+    folders = [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    drops = sorted((_load_drop(folder) for folder in folders), key=lambda drop: len(drop.previous))
+    for position, drop in enumerate(drops):
+        expected = tuple(earlier.drop_id for earlier in drops[:position])
+        if drop.previous != expected:
+            raise InventoryError(
+                f"Drop {drop.drop_id!r} follows {list(drop.previous)}, but the drops before it are {list(expected)}.",
+                "A drop was removed: restore it. Or two were ingested at once: move the later one away, ingest again.",
+            )
+    return tuple(drops)
+
+
+def load_rows(paths: DatasetPaths, drop: Drop) -> tuple[ImageRow, ...]:
+    """Rows of one drop.
+
+    Raises
+    ------
+    InventoryError
+        If inventory.csv is missing or is not the one that was ingested.
+    """
+    file = paths.drop(drop.drop_id) / INVENTORY_FILE
+    if not file.is_file() or digest_file(file) != drop.inventory_sha256:
+        raise InventoryError(f"The inventory of drop {drop.drop_id!r} was altered or removed.", RESTORE)
+    return parse_rows(file.read_bytes())
+
+
+def load_locations(paths: DatasetPaths) -> dict[str, str]:
+    """Where renamed source files are now: path relative to the source root by image_id, or by `mask_key`.
+
+    Raises
+    ------
+    InventoryError
+        If the record is damaged.
+    """
+    try:
+        record = json.loads(paths.locations.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise InventoryError(f"{paths.locations.name} is damaged.", "Delete it and ingest the source again.") from error
+    return {str(image_id): str(path) for image_id, path in record.items()}
+
+
+def save_locations(paths: DatasetPaths, locations: Mapping[str, str]) -> None:
+    """Replace the record of renamed files, whole, if it differs."""
+    if locations != load_locations(paths):
+        write_atomic(paths.locations, json.dumps(dict(locations), indent=1, sort_keys=True) + "\n")
+        paths.locations.chmod(0o600)
+
+
+def dataset_classes(drops: Sequence[Drop]) -> tuple[str, ...]:
+    """Class names in the order of the class index; empty if there is no drop."""
+    return drops[-1].classes if drops else ()
+
+
+def _load_drop(folder: Path) -> Drop:
+    try:
+        drop = Drop.model_validate_json((folder / DROP_FILE).read_bytes())
+    except FileNotFoundError as error:
+        raise InventoryError(f"{DROP_FILE} of drop {folder.name!r} is missing.", RESTORE) from error
+    except ValidationError as error:
+        wrong = ", ".join(str(e["loc"][0]) if e["loc"] else e["type"] for e in error.errors())
+        raise InventoryError(f"{DROP_FILE} of drop {folder.name!r} is damaged ({wrong}).", RESTORE) from error
+    if drop.drop_id != folder.name:
+        raise InventoryError(f"The folder of drop {drop.drop_id!r} is named {folder.name!r}.", "Rename it back.")
+    return drop
+
+
+def _json(model: BaseModel) -> bytes:
+    return (model.model_dump_json(indent=1) + "\n").encode("utf-8")
+
+
+def _publish(staging: Path, target: Path) -> None:
+    """Rename; where a network file system reports failure though it won, `staging` is gone."""
+    try:
+        staging.rename(target)
+    except OSError as error:
+        if staging.exists():
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise _taken(target.name) from error
+            raise
+    sync_folder(target.parent)
+
+
+def _taken(drop_id: str) -> InventoryError:
+    return InventoryError(
+        f"Drop {drop_id!r} exists already, and drops are never changed.", "Choose another id: --drop NAME"
+    )

@@ -1,0 +1,161 @@
+"""`ingest`: the images of a source that are in no drop yet become the next drop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from manifests.audit import Audit, check, require_no_leaks
+from manifests.changes import Changes, compare
+from manifests.drops import Drop, dataset_classes, load_drops, load_locations, load_rows, save_locations, write_drop
+from manifests.errors import InventoryError, UsageError
+from manifests.fingerprint import digest_bytes
+from manifests.inventory import Scan, number_rows, scan
+from manifests.inventory_file import format_rows
+from manifests.layout import DatasetPaths, check_name
+from manifests.pseudonyms import SALT_VARIABLE
+from manifests.types import ImageRow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngestOptions:
+    """What the user chooses at ingest."""
+
+    dataset: str
+    drop_id: str | None = None
+    """Name of the new drop; by default drop-001, drop-002, ..."""
+    labels: Path | None = None
+    """CSV that names files, labels, splits, groups and masks."""
+    columns: Mapping[str, str] | None = None
+    """Column of the CSV by role."""
+    chunk_items: int = 64
+    accept_leaks: bool = False
+    """Keep test images that also occur in training; they are flagged."""
+
+
+@dataclass(frozen=True, slots=True)
+class IngestReport:
+    """What ingest found and did."""
+
+    drop: Drop | None
+    """None if every image was known already."""
+    audit: Audit | None
+    """Audit of the new drop."""
+    new: int
+    """Rows of the new drop."""
+    renamed: int
+    vanished: int
+    """Rows of this source whose bytes are no longer in it; they stay in their drop."""
+    unchanged: int
+    duplicates: int
+    """Files with the bytes of another file: rows of the new drop, and copies of known images, which make no row."""
+    conflicts: tuple[str, ...]
+    """Known images with another label or split than before, by image_id; nothing was changed."""
+    ignored: int
+    leaks: tuple[str, ...]
+    """image_ids of test and validation images that leak through the new drop, and were accepted."""
+
+
+def ingest(
+    paths: DatasetPaths, source: Path, options: IngestOptions, on_file: Callable[[int, int], None] | None = None
+) -> IngestReport:
+    """Make a drop of all images of a source whose bytes are in no drop yet.
+
+    Parameters
+    ----------
+    paths : DatasetPaths
+        Folders of the data set.
+    source : Path
+        The source folder; it is only read.
+    options : IngestOptions
+        What the user chose.
+    on_file : Callable[[int, int], None], optional
+        Called after every file with the number of files done and of all files.
+
+    Raises
+    ------
+    InventoryError
+        If the source or an earlier drop cannot be used, the id is taken, or the drop leaks and that is not accepted.
+    UsageError
+        If the id cannot be a folder name or `chunk_items` is below 1.
+    """
+    if options.chunk_items < 1:
+        raise UsageError(f"chunk_items is {options.chunk_items}.", "Use 1 or more; 64 is the default.")
+    drops = load_drops(paths)
+    drop_id = check_name("Drop", options.drop_id or _next_id(drops))
+    found = scan(source, options.columns, options.labels, on_file)
+    _check_salt(found, drops)
+    root = source.resolve()
+    known = [(row, Path(drop.source_root) == root) for drop in drops for row in load_rows(paths, drop)]
+    changes = compare(root, found.items, known, load_locations(paths))
+    rows = number_rows(changes.new)
+    drop, audit = None, None
+    if rows:
+        audit = _audited(rows, [row for row, _ in known], found)
+        require_no_leaks(audit, accept_leaks=options.accept_leaks)
+        drop = Drop(
+            drop_id=drop_id,
+            dataset=options.dataset,
+            source_root=str(root),
+            n_items=len(rows),
+            chunk_items=options.chunk_items,
+            classes=_extended(dataset_classes(drops), rows),
+            inventory_sha256=digest_bytes(format_rows(rows)),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            previous=tuple(earlier.drop_id for earlier in drops),
+            salt_id=found.salt_id,
+        )
+        write_drop(paths, drop, rows, audit)
+    save_locations(paths, changes.locations)
+    return _report(drop, audit, rows, changes, found)
+
+
+def _extended(classes: tuple[str, ...], rows: Sequence[ImageRow]) -> tuple[str, ...]:
+    return classes + tuple(sorted({row.label for row in rows} - set(classes) - {""}))
+
+
+def _next_id(drops: Sequence[Drop]) -> str:
+    taken = {drop.drop_id for drop in drops}
+    number = len(drops) + 1
+    while f"drop-{number:03d}" in taken:
+        number += 1
+    return f"drop-{number:03d}"
+
+
+def _check_salt(found: Scan, drops: Sequence[Drop]) -> None:
+    """With another salt one patient would get two ids, and leaks between drops would go unseen."""
+    if found.salt_id and any(drop.salt_id not in ("", found.salt_id) for drop in drops):
+        raise InventoryError(
+            "Earlier drops hashed patients with another salt, so leaks across drops could not be seen.",
+            f"Copy the salt file of the first ingest and name it: {SALT_VARIABLE}=FILE",
+        )
+
+
+def _audited(rows: Sequence[ImageRow], earlier: Sequence[ImageRow], found: Scan) -> Audit:
+    new = {row.image_id for row in rows}
+    items = [item for item in found.items if item.image_id in new]
+    return check(
+        rows,
+        earlier,
+        extra_masks={item.image_id: item.extra_masks for item in items if item.extra_masks},
+        unreadable={item.image_id: item.reason for item in items if item.reason},
+    )
+
+
+def _report(
+    drop: Drop | None, audit: Audit | None, rows: Sequence[ImageRow], changes: Changes, found: Scan
+) -> IngestReport:
+    return IngestReport(
+        drop=drop,
+        audit=audit,
+        new=len(rows),
+        renamed=changes.renamed,
+        vanished=changes.vanished,
+        unchanged=changes.unchanged,
+        duplicates=changes.copies + sum(bool(row.duplicate_of) for row in rows),
+        conflicts=changes.conflicts,
+        ignored=found.ignored,
+        leaks=audit.leaks if audit else (),
+    )

@@ -1,0 +1,154 @@
+"""Whether what is on disk is still what was committed, and what killed processes left behind."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from manifests import disk
+from manifests.errors import StoreError
+from manifests.fingerprint import digest_file
+from manifests.layout import UnitPaths
+from manifests.records import Commit
+from manifests.store import StageStore, metadata_problems
+from manifests.units import committed_units, read_commit
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One file that is not what was committed."""
+
+    unit: str
+    """Name of the unit; empty for the store's own metadata."""
+    path: str
+    """Path relative to the store's folder."""
+    problem: str
+    """What it is: `missing`, `of 12 bytes instead of 34`, or `not what was committed`."""
+
+
+def verify(root: Path) -> list[Damage]:
+    """Compare every file of a map store or a cell stage with its commit record.
+
+    Parameters
+    ----------
+    root : Path
+        Folder of the store or stage; every shard and artifact in it is read once.
+
+    Returns
+    -------
+    list[Damage]
+        Nothing if all is well; damaged units can be retired and computed anew.
+    """
+    units = committed_units(root)
+    damages = [Damage("", path, problem) for path, problem in metadata_problems(root)] if _is_map(root, units) else []
+    arrays = () if damages or not UnitPaths(root).data.exists() else tuple(s.name for s in StageStore.load(root).specs)
+    for unit in units:
+        damages += _unit_damages(root, unit, arrays)
+    return damages
+
+
+def _is_map(root: Path, units: tuple[str, ...]) -> bool:
+    """Whether a store with data.zarr belongs here: it is there, or a commit speaks of it."""
+    if UnitPaths(root).data.exists():
+        return True
+    for unit in units:
+        try:
+            commit = read_commit(root, unit)
+        except StoreError:
+            continue
+        return commit is not None and any(path.startswith("data.zarr/") for path in commit.digests)
+    return False
+
+
+def _unit_damages(root: Path, unit: str, arrays: tuple[str, ...]) -> list[Damage]:
+    """Check one unit, and again if it was computed anew meanwhile."""
+    while True:
+        try:
+            commit = read_commit(root, unit)
+            if commit is None:
+                return []
+            damages = _file_damages(root, commit, arrays)
+            again = read_commit(root, unit) if damages else commit
+        except StoreError as error:
+            return [Damage(unit, f"commits/{unit}/commit.json", error.what)]
+        if again is not None and again.attempt == commit.attempt:
+            return damages
+
+
+def _file_damages(root: Path, commit: Commit, arrays: tuple[str, ...]) -> list[Damage]:
+    folder = UnitPaths(root).commit(commit.unit).relative_to(root)
+    recorded = {path.split("/")[1] for path in commit.digests if path.startswith("data.zarr/")}
+    damages = [Damage(commit.unit, f"data.zarr/{a}", "not in the commit") for a in arrays if a not in recorded]
+    for name, digest in commit.digests.items():
+        path = Path(name) if name.startswith("data.zarr/") else folder / name
+        problem = _problem(root / path, commit.sizes.get(name, -1), digest)
+        if problem:
+            damages.append(Damage(commit.unit, path.as_posix(), problem))
+    return damages
+
+
+def _problem(path: Path, size: int, digest: str) -> str:
+    try:
+        found = path.stat().st_size
+        if not path.is_file():
+            return "missing"
+        if found != size:
+            return f"of {found} bytes instead of {size}"
+        return "" if digest_file(path) == digest else "not what was committed"
+    except (FileNotFoundError, NotADirectoryError):
+        return "missing"
+
+
+def gc(root: Path, older_than_s: float, *, dry_run: bool) -> list[Path]:
+    """Delete what killed processes left in staging/.
+
+    Parameters
+    ----------
+    root : Path
+        Folder of a map store or a cell stage.
+    older_than_s : float
+        Keep everything with a file younger than this, in seconds: an attempt may still be at work there.
+    dry_run : bool
+        Delete nothing.
+
+    Returns
+    -------
+    list[Path]
+        Folders that were, or would be, deleted.
+
+    Raises
+    ------
+    StoreError
+        If the disk is read-only, forbidden or failing.
+    """
+    staging = UnitPaths(root).staging
+    old = [folder for folder in _folders(staging) if time.time() - _last_change(folder) > older_than_s]
+    with disk.disk_errors(f"delete in {disk.place(staging)}", staging):
+        for folder in [] if dry_run else old:
+            # Renamed first: an attempt that wakes up cannot commit a folder that is half deleted.
+            doomed = staging / f"gc-{uuid.uuid4().hex}"
+            # What is not found was committed, or another gc deletes it.
+            with suppress(FileNotFoundError):
+                folder.rename(doomed)
+                disk.checkpoint("doomed")
+                shutil.rmtree(doomed) if doomed.is_dir() else doomed.unlink()
+    return old
+
+
+def _folders(staging: Path) -> list[Path]:
+    return sorted(staging.iterdir()) if staging.is_dir() else []
+
+
+def _last_change(folder: Path) -> float:
+    """Youngest modification time of a folder and all below it, in seconds since 1970."""
+    times = [0.0]
+    for path in (folder, *folder.rglob("*")):
+        try:
+            times.append(path.lstat().st_mtime)
+        except FileNotFoundError:
+            continue
+    return max(times)

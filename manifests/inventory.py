@@ -1,0 +1,149 @@
+"""A source folder or CSV -> one item for every image: its digest, size, label, split and group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from manifests.errors import InventoryError, ReadError
+from manifests.fingerprint import digest_bytes, digest_file
+from manifests.labels import list_csv
+from manifests.listing import ListedImage, list_folders
+from manifests.pseudonyms import pseudonym, read_salt, salt_identity
+from manifests.readers import Header, open_regular, probe
+from manifests.types import ImageRow, Split
+
+UNREADABLE = Header(width=0, height=0, mode="", transforms="")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceItem:
+    """One image of a source; becomes a row of a drop if its bytes are new."""
+
+    image_id: str
+    """First 16 hex digits of the file's sha256; of its path's where the file cannot be read at all."""
+    path: str
+    mask_path: str
+    sha256: str
+    """Empty if the file cannot be read at all."""
+    bytes: int
+    header: Header
+    label: str
+    split: Split
+    group_id: str
+    extra_masks: int
+    """Further masks of this image, which are not used."""
+    reason: str
+    """Code of why the header cannot be read; empty if it can."""
+
+    @property
+    def key(self) -> str:
+        """What makes two items the same: their bytes, or their path where the bytes are unknown."""
+        return self.sha256 or self.image_id
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """Everything found in a source, sorted by path."""
+
+    items: tuple[SourceItem, ...]
+    ignored: int
+    """Files and folders that were passed over: hidden ones and those that are no images."""
+    salt_id: str
+    """Which salt made the group ids; empty if there are no groups."""
+
+
+def scan(
+    source: Path,
+    columns: Mapping[str, str] | None = None,
+    labels: Path | None = None,
+    on_file: Callable[[int, int], None] | None = None,
+) -> Scan:
+    """List a source, and read the digest and header of every image.
+
+    Parameters
+    ----------
+    source : Path
+        The source folder: class folders, split folders, or any folder with a CSV.
+    columns : Mapping[str, str], optional
+        Column of the CSV by role.
+    labels : Path, optional
+        The CSV.
+    on_file : Callable[[int, int], None], optional
+        Called after every file with the number of files done and of all files.
+
+    Returns
+    -------
+    Scan
+        An image that cannot be read is an item too, of width and height 0.
+
+    Raises
+    ------
+    InventoryError
+        If the source or the CSV cannot be used as it is.
+    """
+    if not source.is_dir():
+        raise InventoryError(f"The source {str(source)!r} is not a folder.", "Check the path.")
+    if labels is None and columns is not None:
+        raise InventoryError("Columns were named, but no CSV.", "Add --labels labels.csv")
+    root = source.resolve()
+    listing = list_folders(root) if labels is None else list_csv(root, labels, columns)
+    salt = read_salt() if any(image.group for image in listing.images) else ""
+    items = []
+    for position, image in enumerate(listing.images, start=1):
+        items.append(_examine(root, image, salt))
+        if on_file is not None:
+            on_file(position, len(listing.images))
+    return Scan(tuple(items), listing.ignored, salt_identity(salt) if salt else "")
+
+
+def number_rows(items: Iterable[SourceItem]) -> tuple[ImageRow, ...]:
+    """Rows of a drop in the order of the items; of items with the same bytes all but the first name the first."""
+    seen: set[str] = set()
+    rows = []
+    for position, item in enumerate(items):
+        rows.append(
+            ImageRow(
+                row=position,
+                image_id=item.image_id,
+                path=item.path,
+                mask_path=item.mask_path,
+                sha256=item.sha256,
+                bytes=item.bytes,
+                width=item.header.width,
+                height=item.header.height,
+                mode=item.header.mode,
+                label=item.label,
+                split=item.split,
+                group_id=item.group_id,
+                duplicate_of=item.image_id if item.key in seen else "",
+                transforms=item.header.transforms,
+            )
+        )
+        seen.add(item.key)
+    return tuple(rows)
+
+
+def _examine(root: Path, image: ListedImage, salt: str) -> SourceItem:
+    path, sha256, size, header, reason = root / image.path, "", 0, UNREADABLE, ""
+    try:
+        with open_regular(path):
+            sha256, size = digest_file(path), path.stat().st_size
+        header = probe(path)
+    except ReadError as error:
+        reason = error.reason
+    image_id = (sha256 or digest_bytes(f"unreadable:{image.path}".encode()))[:16]
+    return SourceItem(
+        image_id=image_id,
+        path=image.path,
+        mask_path=image.mask_path,
+        sha256=sha256,
+        bytes=size,
+        header=header,
+        label=image.label,
+        split=image.split,
+        group_id=pseudonym(salt, image.group) if image.group else image_id,
+        extra_masks=image.extra_masks,
+        reason=reason,
+    )

@@ -1,0 +1,59 @@
+"""inventory.csv: the rows of a drop as text that reads back exactly and is safe to open in a spreadsheet."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+
+from manifests.errors import InventoryError
+from manifests.types import ImageRow, Split
+
+COLUMNS = tuple(field.name for field in fields(ImageRow))
+INTEGERS = frozenset({"row", "bytes", "width", "height"})
+ESCAPED = ("=", "+", "-", "@", "\t", "\r", "'")
+"""First characters that a spreadsheet takes for a formula, and the apostrophe that escapes them."""
+
+
+def format_rows(rows: Iterable[ImageRow]) -> bytes:
+    """Write rows as UTF-8 CSV; every text cell is quoted, and one that a spreadsheet would run is escaped."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        writer.writerow([_cell(getattr(row, name)) for name in COLUMNS])
+    return text.getvalue().encode("utf-8")
+
+
+def parse_rows(data: bytes) -> tuple[ImageRow, ...]:
+    """Read what `format_rows` wrote.
+
+    Raises
+    ------
+    InventoryError
+        If it was not written by this version of the tool.
+    """
+    try:
+        records = list(csv.reader(io.StringIO(data.decode("utf-8"), newline=""), strict=True))
+        if not records or tuple(records[0]) != COLUMNS:
+            raise ValueError(f"expected the columns {', '.join(COLUMNS)}")
+        return tuple(_row(cells) for cells in records[1:])
+    except (ValueError, csv.Error) as error:
+        raise InventoryError(f"inventory.csv cannot be read: {error}.", "Restore the drop from your backup.") from error
+
+
+def _cell(value: str | int) -> str | int:
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(ESCAPED) else str(value)
+    return value
+
+
+def _row(cells: Sequence[str]) -> ImageRow:
+    if len(cells) != len(COLUMNS):
+        raise ValueError(f"a line has {len(cells)} cells, expected {len(COLUMNS)}")
+    value: dict[str, str | int | Split] = {}
+    for name, cell in zip(COLUMNS, cells, strict=True):
+        value[name] = int(cell) if name in INTEGERS else cell.removeprefix("'")
+    value["split"] = Split(str(value["split"]))
+    return ImageRow(**value)  # type: ignore[arg-type]

@@ -1,0 +1,186 @@
+"""One run's configuration: a preset, then a TOML file, then `--set` overrides; unknown keys are refused."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from manifests.errors import ConfigError
+from stages.base import Settings, StudySettings
+from stages.embeddings.settings import EmbeddingsSettings
+from stages.fusion.settings import FusionSettings
+from stages.masks.settings import MasksSettings, Policy
+from stages.probes.settings import ProbesSettings
+from stages.proposals.settings import ProposalsSettings
+from stages.texts.settings import TextsSettings
+
+PRESETS = ("embedded", "paper")
+
+
+class MasksConfig(MasksSettings):
+    """Mask settings, and further policies to run beside the first."""
+
+    compare: tuple[Policy, ...] = ()
+    """Each becomes further rows of the score table."""
+
+    def variants(self) -> dict[str, MasksSettings]:
+        """Settings of every policy in order: the main one first, none twice."""
+        common = self.model_dump(exclude={"compare", "policy"})
+        return {policy: MasksSettings(policy=policy, **common) for policy in (self.policy, *self.compare)}
+
+
+class ClusterConfig(Settings):
+    """Where units run; outside every fingerprint."""
+
+    kind: Literal["auto", "inline", "local"] = "auto"
+    """`auto` is `local` where there are two cores or more, else `inline`."""
+    workers: int = Field(default=0, ge=0)
+    """Worker processes; 0 means one a GPU, else one a core (at most 8)."""
+    threads: int = Field(default=1, ge=1)
+    """Threads of each worker's numeric libraries; results are compared bit by bit only at equal counts."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    batch_items: int = Field(default=8, ge=1)
+    """Images that go through a model at once."""
+    retries: int = Field(default=2, ge=0)
+    """Further attempts at a unit whose worker died or whose code raised."""
+    grace_s: float = Field(default=60.0, ge=0)
+    """After SIGTERM or SIGUSR1, units in flight may take this long to finish, in seconds."""
+    dashboard: bool = False
+    """Serve Dask's dashboard on the loopback interface."""
+
+
+class RunConfig(Settings):
+    """Everything that a run is told; `[section]` tables are the stages' own settings."""
+
+    preset: Literal["embedded", "paper"] = "embedded"
+    proposals: ProposalsSettings = ProposalsSettings()
+    masks: MasksConfig = MasksConfig()
+    embeddings: EmbeddingsSettings = EmbeddingsSettings()
+    texts: TextsSettings = TextsSettings()
+    fusion: FusionSettings = FusionSettings()
+    probes: ProbesSettings = ProbesSettings()
+    study: StudySettings = StudySettings()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> RunConfig:
+        sides = {self.proposals.canvas_px, self.masks.canvas_px, self.embeddings.canvas_px}
+        if len(sides) > 1:
+            raise ValueError(f"canvas_px differs between sections: {sorted(sides)}; set it once, at the top")
+        if (self.texts.model, self.texts.features) != (self.embeddings.model, self.embeddings.features):
+            raise ValueError("texts and embeddings must name the same model and features")
+        for section, view in (("fusion", self.fusion.view), ("probes", self.probes.view)):
+            if view not in self.embeddings.views:
+                raise ValueError(f"{section}.view {view!r} is not among embeddings.views {list(self.embeddings.views)}")
+        if "original" in self.probes.methods and "original" not in self.embeddings.views:
+            raise ValueError("probes.methods has 'original', but embeddings.views lacks it")
+        return self
+
+
+def load_config(file: Path | None = None, overrides: Sequence[str] = (), preset: str | None = None) -> RunConfig:
+    """Read the configuration of one run.
+
+    Parameters
+    ----------
+    file : Path, optional
+        TOML file; wins over the preset.
+    overrides : Sequence[str]
+        `section.key=value` in TOML's notation (a bare word is a string); wins over the file.
+    preset : str, optional
+        `embedded` or `paper`; wins over the file's own `preset`.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read, or a key or value is wrong; names the key, the value and the nearest valid key.
+    """
+    layer = _read_toml(file) if file else {}
+    for text in overrides:
+        layer = _merge(layer, _parse_override(text))
+    chosen = preset or layer.get("preset", "embedded")
+    if chosen not in PRESETS:
+        raise ConfigError(f"There is no preset {chosen!r}.", f"Presets: {', '.join(PRESETS)}.")
+    raw = tomllib.loads((files("pipeline") / "presets" / f"{chosen}.toml").read_text("utf-8"))
+    raw = _share(_merge(_merge(raw, layer), {"preset": chosen}))
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise _as_config_error(error) from None
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"The configuration {file} cannot be read: {error.strerror}.", "Check --config.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The configuration {file} is not valid TOML: {error}.", "Correct the line named.") from None
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
+        raise ConfigError(f"--set {text!r} is not of the form section.key=value.", "Example: --set masks.policy=union")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    for part in reversed(key.strip().split(".")):
+        parsed = {part: parsed}
+    return dict(parsed)
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _share(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Hand values that several sections need to those that do not set them."""
+    out = {k: dict(v) if isinstance(v, Mapping) else v for k, v in raw.items()}
+    sections = ("proposals", "masks", "embeddings", "texts", "fusion", "probes")
+    if any(not isinstance(out.setdefault(name, {}), dict) for name in sections):
+        return out  # a scalar where a table belongs: validation names it
+    canvas_px = out.pop("canvas_px", None)
+    if canvas_px is not None:
+        for name in ("proposals", "masks", "embeddings"):
+            out[name].setdefault("canvas_px", canvas_px)
+    for key in ("model", "features"):
+        if key in out["embeddings"]:
+            out["texts"].setdefault(key, out["embeddings"][key])
+    view = out["masks"].get("compositing", "masked")
+    out["embeddings"].setdefault("views", ["original", view])
+    for name in ("fusion", "probes"):
+        out[name].setdefault("view", view)
+    return out
+
+
+def _as_config_error(error: ValidationError) -> ConfigError:
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"]]
+    dotted = ".".join(location)
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(location[-1], _known_keys(location[:-1]), n=1)
+        fix = f"Did you mean {near[0]!r}?" if near else f"Known here: {', '.join(_known_keys(location[:-1]))}."
+        return ConfigError(f"The configuration has an unknown key: {dotted}.", fix)
+    message = first["msg"].removeprefix("Value error, ")
+    where = f"{dotted} = {first['input']!r}: " if location else ""
+    return ConfigError(f"The configuration is wrong: {where}{message}.", "docs/configuration.md lists keys and ranges.")
+
+
+def _known_keys(location: Sequence[str]) -> list[str]:
+    model: Any = RunConfig
+    for part in location:
+        field = getattr(model, "model_fields", {}).get(part)
+        model = field.annotation if field else None
+    keys = list(getattr(model, "model_fields", {}))
+    return [*keys, "canvas_px"] if model is RunConfig else keys

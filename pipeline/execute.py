@@ -1,0 +1,169 @@
+"""One unit, from committed inputs to its own commit: what a worker runs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from manifests.commits import publish_cell, publish_chunk, read_rows, retire
+from manifests.layout import DatasetPaths
+from manifests.types import Cell, Chunk, ChunkArrays, Status
+from pipeline.config import RunConfig
+from pipeline.graph import Node
+from pipeline.plan import PlannedUnit, input_digests, is_stale
+from pipeline.workspace import Workspace
+from stages.base import MapStage, StageData
+
+
+@dataclass(frozen=True, slots=True)
+class UnitTask:
+    """Everything a worker needs to know about one unit: names and numbers, never pixels or weights."""
+
+    dataset_root: str
+    config: str
+    """The configuration as JSON."""
+    source: str
+    """Where the source folder is mounted, if not where it was ingested; else empty."""
+    planned: PlannedUnit
+    data_digest: str
+    """Digest of a cell node's inputs; empty for a chunk."""
+    device: str
+    drops: tuple[str, ...]
+    """Drops that the driver planned with; later ones are left to the next run."""
+    run_id: str
+
+    @property
+    def key(self) -> str:
+        """Readable name of the unit, unique within a run."""
+        drop = f"{self.planned.chunk.drop}/" if self.planned.chunk else ""
+        return f"{self.planned.node}/{drop}{self.planned.unit}"
+
+
+@dataclass(frozen=True, slots=True)
+class UnitReport:
+    """What one unit did, as counts."""
+
+    won: bool
+    """False if another process had committed the unit first."""
+    images: Mapping[str, int] = field(default_factory=dict)
+    """Images by status; empty for a cell."""
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    """Failed and fallback images by reason."""
+    timings: Mapping[str, float] = field(default_factory=dict)
+    """Seconds by step."""
+    pid: int = 0
+
+
+@lru_cache(maxsize=4)
+def _workspace(dataset_root: str, config: str, source: str, drops: tuple[str, ...], _run_id: str) -> Workspace:
+    paths = DatasetPaths(Path(dataset_root))
+    return Workspace(paths, RunConfig.model_validate_json(config), Path(source) if source else None, drops)
+
+
+_LOADED: dict[tuple[str, str], MapStage] = {}
+"""The one map stage whose model this process holds, by (fingerprint, device)."""
+
+
+def run_unit(task: UnitTask) -> UnitReport:
+    """Compute and publish one unit in this process.
+
+    Raises
+    ------
+    PipelineError
+        If weights or the store are at fault; images that cannot be read are rows of the result instead.
+    """
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    workspace = _workspace(task.dataset_root, task.config, task.source, task.drops, task.run_id)
+    threads = workspace.config.cluster.threads
+    torch.set_num_threads(threads)
+    node = workspace.nodes[task.planned.node]
+    with threadpool_limits(threads):
+        if task.planned.chunk is not None:
+            return _run_chunk(workspace, node, task.planned.chunk, task)
+        if task.planned.cell is None:
+            raise ValueError(f"{task.key}: a planned unit has a chunk or a cell, got neither")
+        if task.data_digest:
+            workspace.pin_data(node, task.data_digest)
+        return _run_cell(workspace, node, task.planned.cell)
+
+
+def _run_chunk(workspace: Workspace, node: Node, chunk: Chunk, task: UnitTask) -> UnitReport:
+    started = time.perf_counter()
+    stage = _loaded(workspace, node, task.device)
+    loaded = time.perf_counter()
+    inputs = input_digests(workspace, node, chunk)
+    upstream = {stage: _read(workspace, key, chunk) for stage, key in node.inputs.items()}
+    result = stage.process(workspace.chunk_rows(chunk), workspace.image_source(chunk.drop), upstream)
+    computed = time.perf_counter()
+    store = workspace.store(node, chunk.drop)
+    if is_stale(workspace, node, chunk):
+        retire(store.root, chunk.unit)
+    won = publish_chunk(store, chunk, result, {"inputs": inputs})
+    timings = {**result.timings, "load": loaded - started, "publish": time.perf_counter() - computed}
+    statuses = Counter(Status(item.status).name.lower() for item in result.items)
+    reasons = Counter(item.reason for item in result.items if item.reason)
+    return UnitReport(won, statuses, reasons, timings, os.getpid())
+
+
+def _read(workspace: Workspace, key: str, chunk: Chunk) -> ChunkArrays:
+    return read_rows(workspace.store(workspace.nodes[key], chunk.drop), chunk)
+
+
+def _loaded(workspace: Workspace, node: Node, device: str) -> MapStage:
+    stage = workspace.map_stage(node)
+    key = (workspace.fingerprint(node), device)
+    if key not in _LOADED:
+        stage.load(device)
+        _LOADED.clear()
+        _LOADED[key] = stage
+    return _LOADED[key]
+
+
+def _run_cell(workspace: Workspace, node: Node, cell: Cell) -> UnitReport:
+    started = time.perf_counter()
+    stage = workspace.cell_stage(node)
+    data = _stage_data(workspace, node, cell)
+    won = publish_cell(workspace.root(node), cell.unit, lambda out: stage.fit(cell, data, out))
+    return UnitReport(won, timings={"fit": time.perf_counter() - started}, pid=os.getpid())
+
+
+def _stage_data(workspace: Workspace, node: Node, cell: Cell) -> StageData:
+    """Committed arrays of the node's map input over all drops, and the folders of the cells that this one reads."""
+    stage = workspace.cell_stage(node)
+    artifacts = {}
+    for name, needed in stage.needs(cell).items():
+        below = workspace.nodes[node.inputs[name]]
+        artifacts[name] = workspace.root(below) / "commits" / needed.unit
+    source = next((workspace.nodes[k] for k in node.inputs.values() if workspace.nodes[k].is_map), None)
+    rows = tuple(row for drop in workspace.drops for row in workspace.rows(drop.drop_id))
+    drops = tuple(drop.drop_id for drop in workspace.drops for _ in range(drop.n_items))
+    if source is None:
+        return StageData(rows, drops, np.zeros(len(rows), np.uint8), {}, {}, artifacts)
+    arrays, attributes = _features(workspace, source, workspace.data_digest(node))
+    status = arrays["status"].astype(np.uint8)
+    return StageData(rows, drops, status, arrays, attributes, artifacts)
+
+
+_FEATURES: dict[tuple[str, str], tuple[ChunkArrays, Mapping[str, Any]]] = {}
+"""Features of the last node that this process fitted cells on, by (fingerprint, data digest)."""
+
+
+def _features(workspace: Workspace, node: Node, digest: str) -> tuple[ChunkArrays, Mapping[str, Any]]:
+    key = (workspace.fingerprint(node), digest)
+    if key not in _FEATURES:
+        stores = [(workspace.store(node, drop.drop_id), drop.chunks()) for drop in workspace.drops]
+        parts = [read_rows(store, chunk) for store, chunks in stores for chunk in chunks]
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        _FEATURES.clear()
+        _FEATURES[key] = joined, stores[0][0].attributes
+    return _FEATURES[key]

@@ -1,0 +1,94 @@
+"""Which stage nodes a configuration asks for, and in which order; a mask policy is a branch of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from manifests.errors import UsageError
+from pipeline.config import RunConfig
+from stages.base import Settings
+
+MAP_STAGES = ("proposals", "masks", "embeddings")
+CELL_STAGES = ("texts", "fusion", "probes")
+STAGE_CHOICES = (*MAP_STAGES, *CELL_STAGES, "one", "two", "all")
+GROUPS = {"one": ("proposals", "masks"), "two": ("embeddings", "texts", "fusion", "probes"), "all": ("probes", "masks")}
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One stage with one settings table: everything it computes has one fingerprint (and one a data state for cells)."""
+
+    key: str
+    """Name in this graph, such as `proposals` or `masks[union]`."""
+    stage: str
+    settings: Settings
+    inputs: Mapping[str, str]
+    """Key of each input node by stage name."""
+    policy: str = ""
+    """Mask policy of this branch; empty before the masks stage."""
+
+    @property
+    def is_map(self) -> bool:
+        """Whether units are chunks (else cells)."""
+        return self.stage in MAP_STAGES
+
+
+def build_graph(config: RunConfig) -> tuple[Node, ...]:
+    """All nodes of a configuration, inputs before what needs them."""
+    variants = config.masks.variants()
+    nodes: list[Node] = []
+    if any(policy not in ("none", "supplied") for policy in variants):
+        nodes.append(Node("proposals", "proposals", config.proposals, {}))
+    nodes.append(Node("texts", "texts", config.texts, {}))
+    for position, (policy, masks) in enumerate(variants.items()):
+        nodes.extend(_branch(config, policy, masks, first=position == 0))
+    return tuple(nodes)
+
+
+def _branch(config: RunConfig, policy: str, masks: Settings, *, first: bool) -> list[Node]:
+    """Nodes of one mask policy; what does not depend on masks is computed in the first branch alone."""
+
+    def key(stage: str) -> str:
+        return f"{stage}[{policy}]"
+
+    from_proposals = {} if policy in ("none", "supplied") else {"proposals": "proposals"}
+    embeddings: Settings = config.embeddings
+    probes: Settings = config.probes
+    if not first:
+        views = tuple(v for v in config.embeddings.views if v != "original")
+        embeddings = config.embeddings.model_copy(update={"views": views})
+        methods = tuple(m for m in config.probes.methods if m in ("medfocus", "masked"))
+        probes = config.probes.model_copy(update={"methods": methods})
+    fusion_inputs = {"embeddings": key("embeddings"), "texts": "texts"}
+    return [
+        Node(key("masks"), "masks", masks, from_proposals, policy),
+        Node(key("embeddings"), "embeddings", embeddings, {"masks": key("masks")}, policy),
+        Node(key("fusion"), "fusion", config.fusion, fusion_inputs, policy),
+        Node(key("probes"), "probes", probes, {**fusion_inputs, "fusion": key("fusion")}, policy),
+    ]
+
+
+def select(nodes: tuple[Node, ...], stage: str) -> tuple[Node, ...]:
+    """The nodes that `--stage` names and everything they need, in order.
+
+    Raises
+    ------
+    UsageError
+        If no node of the graph serves that stage.
+    """
+    if stage not in STAGE_CHOICES:
+        raise UsageError(f"There is no stage {stage!r}.", f"Stages: {', '.join(STAGE_CHOICES)}.")
+    wanted = {n.key for n in nodes if n.stage in GROUPS.get(stage, (stage,))}
+    if not wanted:
+        raise UsageError(f"This configuration has no stage {stage!r}.", "Its mask policies need no proposals.")
+    for node in reversed(nodes):
+        if node.key in wanted:
+            wanted.update(node.inputs.values())
+    return tuple(n for n in nodes if n.key in wanted)
+
+
+def settings_of(node: Node) -> dict[str, Any]:
+    """Settings as JSON values, for events and the run record."""
+    return node.settings.model_dump(mode="json")

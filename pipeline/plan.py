@@ -1,0 +1,133 @@
+"""Which units would run, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from manifests.commits import Commit, content_digest, pending, read_commit
+from manifests.errors import UsageError
+from manifests.types import Cell, Chunk, Status
+from pipeline.graph import Node
+from pipeline.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedUnit:
+    """One unit that would run."""
+
+    node: str
+    """Key of the node."""
+    unit: str
+    reason: str
+    """`new`, `retired`, or `upstream changed`."""
+    position: int
+    """Place among all units of the node, committed ones too, so that array tasks agree on whose it is."""
+    chunk: Chunk | None = None
+    cell: Cell | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Every count-th unit, beginning with number index: `3/16` is index 3 of count 16."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """Read `I/N` with 1 <= I <= N.
+
+        Raises
+        ------
+        UsageError
+            If the text has another form or the numbers do not fit.
+        """
+        first, _, second = text.partition("/")
+        if not (first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second)):
+            raise UsageError(f"--part {text!r} is not of the form I/N with 1 <= I <= N.", "Example: --part 3/16")
+        return cls(int(first), int(second))
+
+
+def plan_map(workspace: Workspace, node: Node, drop_id: str | None = None) -> list[PlannedUnit]:
+    """Chunks of a map node that are not committed, or whose input chunk has been committed anew since."""
+    planned: list[PlannedUnit] = []
+    position = 0
+    for drop in workspace.drops:
+        chunks = {chunk.unit: chunk for chunk in drop.chunks()}
+        if drop_id in (None, drop.drop_id):
+            reasons = dict(pending(workspace.root(node, drop.drop_id), list(chunks)))
+            for index, (unit, chunk) in enumerate(chunks.items(), position):
+                if unit not in reasons and is_stale(workspace, node, chunk):
+                    reasons[unit] = "upstream changed"
+                if unit in reasons:
+                    planned.append(PlannedUnit(node.key, unit, reasons[unit], index, chunk=chunk))
+        position += len(chunks)
+    return planned
+
+
+def input_digests(workspace: Workspace, node: Node, chunk: Chunk) -> dict[str, str]:
+    """Content digest of the same chunk in every input of a map node; goes into the commit record."""
+    inputs = {stage: workspace.root(workspace.nodes[key], chunk.drop) for stage, key in node.inputs.items()}
+    return {stage: content_digest(root, [chunk.unit]) for stage, root in inputs.items()}
+
+
+def is_stale(workspace: Workspace, node: Node, chunk: Chunk) -> bool:
+    """Whether a committed chunk was made from another commit of its input than the one that stands now."""
+    if not node.inputs:
+        return False
+    commit = read_commit(workspace.root(node, chunk.drop), chunk.unit)
+    return commit is not None and commit.record.get("inputs") != input_digests(workspace, node, chunk)
+
+
+def plan_cells(workspace: Workspace, node: Node) -> list[PlannedUnit]:
+    """Cells of a cell node that are not committed; its inputs must be complete."""
+    cells = {cell.unit: cell for cell in workspace.cell_stage(node).cells()}
+    reasons = pending(workspace.root(node), list(cells))
+    return [
+        PlannedUnit(node.key, unit, reasons[unit], index, cell=cell)
+        for index, (unit, cell) in enumerate(cells.items())
+        if unit in reasons
+    ]
+
+
+def incomplete_inputs(workspace: Workspace, node: Node) -> dict[str, int]:
+    """How many units each input of a node still lacks, by key; only inputs that lack some."""
+    lacking: dict[str, int] = {}
+    for key in node.inputs.values():
+        source = workspace.nodes[key]
+        below = incomplete_inputs(workspace, source)
+        if below and not source.is_map:
+            lacking |= below
+            continue
+        count = len(plan_map(workspace, source) if source.is_map else plan_cells(workspace, source))
+        if count or below:
+            lacking[key] = count
+    return lacking
+
+
+def share(units: Sequence[PlannedUnit], part: Part | None, limit: int | None) -> list[PlannedUnit]:
+    """The units of one array task, and no more than `limit`."""
+    return [u for u in units if part is None or u.position % part.count == part.index - 1][:limit]
+
+
+def commits_of(workspace: Workspace, node: Node) -> Mapping[tuple[str, str], Commit]:
+    """All commits of a node by (drop or empty, unit)."""
+    found: dict[tuple[str, str], Commit] = {}
+    if node.is_map:
+        wanted = [(drop.drop_id, chunk.unit) for drop in workspace.drops for chunk in drop.chunks()]
+    else:
+        wanted = [("", cell.unit) for cell in workspace.cell_stage(node).cells()]
+    for drop_id, unit in wanted:
+        commit = read_commit(workspace.root(node, drop_id), unit)
+        if commit is not None:
+            found[drop_id, unit] = commit
+    return found
+
+
+def count_outcomes(commits: Mapping[tuple[str, str], Commit]) -> tuple[Counter[str], Counter[str]]:
+    """Images by status and by reason over commits of a map node."""
+    outcomes = [item for commit in commits.values() for item in commit.outcomes()]
+    statuses = Counter(Status(item.status).name.lower() for item in outcomes)
+    return statuses, Counter(item.reason for item in outcomes if item.reason)

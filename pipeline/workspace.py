@@ -1,0 +1,176 @@
+"""One data set under one configuration: its drops, its stage objects, and where each keeps its units."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from manifests.commits import content_digest
+from manifests.drops import Drop, load_drops, load_locations, load_rows
+from manifests.errors import InventoryError
+from manifests.fingerprint import canonical_json, digest_json
+from manifests.layout import DatasetPaths
+from manifests.readers import ImageSource
+from manifests.store import StageStore, write_atomic
+from manifests.types import Chunk, ImageRow
+from pipeline.config import RunConfig
+from pipeline.graph import Node, build_graph
+from stages import stage_class
+from stages.base import CellStage, MapStage, StageContext
+
+
+class Workspace:
+    """What the driver and the workers share: everything can be rebuilt from paths and configuration.
+
+    Parameters
+    ----------
+    paths : DatasetPaths
+        The data set's folders.
+    config : RunConfig
+        The run's configuration.
+    source : Path, optional
+        Where the source folder is mounted here, if not where it was ingested.
+    drop_ids : tuple[str, ...], optional
+        Leave out every other drop.
+
+    Raises
+    ------
+    InventoryError
+        If the data set has no drop.
+    """
+
+    def __init__(
+        self,
+        paths: DatasetPaths,
+        config: RunConfig,
+        source: Path | None = None,
+        drop_ids: tuple[str, ...] | None = None,
+    ) -> None:
+        self.paths = paths
+        self.config = config
+        self.source = source
+        self.drops: tuple[Drop, ...] = tuple(d for d in load_drops(paths) if drop_ids is None or d.drop_id in drop_ids)
+        if not self.drops:
+            raise InventoryError(
+                f"The data set {paths.name!r} has no drop.", f"Start with: pipeline ingest SOURCE --dataset {paths.name}"
+            )
+        self.nodes: Mapping[str, Node] = {n.key: n for n in build_graph(config)}
+        self._rows: dict[str, tuple[ImageRow, ...]] = {}
+        self._data: dict[str, str] = {}
+        self._stages: dict[str, MapStage | CellStage] = {}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the class index."""
+        return tuple(self.drops[-1].classes)
+
+    @cached_property
+    def locations(self) -> Mapping[str, str]:
+        """Where renamed source files are now."""
+        return load_locations(self.paths)
+
+    def drop(self, drop_id: str) -> Drop:
+        """Return one drop of this data set.
+
+        Raises
+        ------
+        InventoryError
+            If there is no such drop.
+        """
+        for drop in self.drops:
+            if drop.drop_id == drop_id:
+                return drop
+        known = ", ".join(d.drop_id for d in self.drops)
+        raise InventoryError(f"The data set {self.paths.name!r} has no drop {drop_id!r}.", f"Drops: {known}.")
+
+    def rows(self, drop_id: str) -> tuple[ImageRow, ...]:
+        """All rows of one drop, read once."""
+        if drop_id not in self._rows:
+            self._rows[drop_id] = load_rows(self.paths, self.drop(drop_id))
+        return self._rows[drop_id]
+
+    def image_source(self, drop_id: str) -> ImageSource:
+        """Reader of one drop's image files."""
+        root = self.source or Path(self.drop(drop_id).source_root)
+        return ImageSource(root, self.locations)
+
+    def map_stage(self, node: Node) -> MapStage:
+        """The stage object of a map node, built once."""
+        return cast("MapStage", self._stage(node))
+
+    def cell_stage(self, node: Node) -> CellStage:
+        """The stage object of a cell node, built once; its inputs must be complete."""
+        return cast("CellStage", self._stage(node))
+
+    def _stage(self, node: Node) -> MapStage | CellStage:
+        if node.key not in self._stages:
+            upstream = {stage: self.fingerprint(self.nodes[key]) for stage, key in node.inputs.items()}
+            if not node.is_map and node.inputs:
+                upstream["data"] = self.data_digest(node)
+            context = StageContext(upstream, self.classes, self.config.study, self.config.cluster.batch_items)
+            build = cast("Any", stage_class(node.stage))
+            self._stages[node.key] = build(node.settings, context)
+        return self._stages[node.key]
+
+    def fingerprint(self, node: Node) -> str:
+        """Full fingerprint of a node under this configuration."""
+        return self._stage(node).identity().fingerprint
+
+    def data_digest(self, node: Node) -> str:
+        """Digest of everything that a cell node's inputs have committed, whatever attempt wrote it."""
+        if node.key not in self._data:
+            parts: dict[str, Any] = {}
+            for stage, key in node.inputs.items():
+                source = self.nodes[key]
+                if source.is_map:
+                    parts[stage] = [self._drop_digest(source, drop) for drop in self.drops]
+                else:
+                    units = [cell.unit for cell in self.cell_stage(source).cells()]
+                    parts[stage] = content_digest(self.root(source), units) if stage == "texts" else ""
+            self._data[node.key] = digest_json(parts)
+        return self._data[node.key]
+
+    def pin_data(self, node: Node, digest: str) -> None:
+        """Use the data digest that the driver computed, so that a worker reads no commits for it."""
+        self._data[node.key] = digest
+
+    def _drop_digest(self, node: Node, drop: Drop) -> list[str]:
+        units = [chunk.unit for chunk in drop.chunks()]
+        return [drop.drop_id, drop.inventory_sha256, content_digest(self.root(node, drop.drop_id), units)]
+
+    def root(self, node: Node, drop_id: str = "") -> Path:
+        """Folder whose commits hold a node's units: one a drop for a map node, one in all for a cell node."""
+        fingerprint = self.fingerprint(node)
+        if node.is_map:
+            return self.paths.map_store(node.stage, fingerprint, drop_id)
+        return self.paths.stage(node.stage, fingerprint)
+
+    def chunk_rows(self, chunk: Chunk) -> tuple[ImageRow, ...]:
+        """Rows of one chunk."""
+        return self.rows(chunk.drop)[chunk.start : chunk.stop]
+
+    def store(self, node: Node, drop_id: str) -> StageStore:
+        """Open a map node's store for one drop; create it, with all metadata, if it is not there yet."""
+        stage, drop = self.map_stage(node), self.drop(drop_id)
+        attributes = {
+            "stage": node.stage,
+            "fingerprint": self.fingerprint(node),
+            "drop": drop.drop_id,
+            "inventory_sha256": drop.inventory_sha256,
+            "upstream": {name: self.fingerprint(self.nodes[key]) for name, key in node.inputs.items()},
+            **stage.attributes(),
+        }
+        return StageStore.open(self.root(node, drop_id), stage.outputs(), drop.n_items, drop.chunk_items, attributes)
+
+    def write_identity(self, node: Node) -> None:
+        """Write stage.json, the identity in full, unless it stands already."""
+        identity = self._stage(node).identity()
+        file = self.paths.stage_identity(node.stage, identity.fingerprint)
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            fields = {name: getattr(identity, name) for name in ("name", "version", "settings", "weights", "upstream")}
+            text = json.dumps(json.loads(canonical_json(fields)), indent=1, sort_keys=True)
+            write_atomic(file, text + "\n")

@@ -1,0 +1,165 @@
+"""What the model is shown of one image: which part of the canvas, under which mask, and how much of each token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.images import Placement, composite, content
+
+TOKEN_VIEWS = ("roi", "ring")
+"""Views that are pooled from the tokens of `original` instead of being encoded themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedCanvas:
+    """One image of the chunk with its mask, S = canvas side."""
+
+    position: int
+    """Row of the chunk's arrays."""
+    canvas: NDArray[np.uint8] | None
+    """Letterboxed image, (S, S, 3); None where no asked-for view needs the source."""
+    masked_image: NDArray[np.uint8]
+    """What the masks stage stored, (S, S, 3)."""
+    mask: NDArray[np.bool_]
+    """(S, S); the whole image where its own mask was not usable."""
+    placement: Placement
+
+    def view(self, name: str, stored: str | None) -> NDArray[np.uint8]:
+        """Canvas of one encoded view, (S, S, 3) uint8.
+
+        Parameters
+        ----------
+        name : str
+            `original` or a mode of `stages.images.composite`.
+        stored : str or None
+            Mode in which `masked_image` was composed; None if that is not known.
+        """
+        if name == stored:
+            return self.masked_image
+        if self.canvas is None:
+            raise ValueError(f"view {name!r} needs the source image")
+        if name == "original":
+            return self.canvas
+        return composite(self.canvas, self.mask, name, self.placement)
+
+    def box(self, name: str, resize: str) -> Placement:
+        """Part of a view's canvas that the model sees; `crop` fills a canvas of its own, which is used whole."""
+        side = self.masked_image.shape[0]
+        return model_box(self.placement, side, "letterbox" if name == "crop" else resize)
+
+
+def model_box(placement: Placement, canvas_px: int, resize: str) -> Placement:
+    """Part of the canvas that is squashed to the model's square.
+
+    Parameters
+    ----------
+    placement : Placement
+        Where the image lies in the canvas.
+    canvas_px : int
+        Side of the canvas, in pixels.
+    resize : str
+        `letterbox`: the canvas, padding and all; `squash`: the image, whatever its aspect; `crop`: the image's
+        central square, as in CLIP's own preprocessing (short side to the model's side, then a centre crop).
+
+    Returns
+    -------
+    Placement
+        As rows and columns of the canvas; square but for `squash`.
+    """
+    if resize == "letterbox":
+        return Placement(0, 0, canvas_px, canvas_px)
+    if resize == "squash":
+        return placement
+    side = min(placement.height, placement.width)
+    top, left = (placement.height - side) // 2, (placement.width - side) // 2
+    return Placement(placement.y0 + top, placement.x0 + left, side, side)
+
+
+def token_weights(
+    mask: NDArray[np.bool_], placement: Placement, box: Placement, grid: tuple[int, int]
+) -> dict[str, NDArray[np.float32]]:
+    """Share of each token's area inside the mask (`roi`), and in the image but outside the mask (`ring`).
+
+    Parameters
+    ----------
+    mask : ndarray of bool, (S, S)
+        Mask on the canvas.
+    placement : Placement
+        Where the image lies in the canvas; padding belongs to neither.
+    box : Placement
+        What `model_box` gave for the image.
+    grid : tuple[int, int]
+        Rows and columns of the tokens.
+
+    Returns
+    -------
+    dict[str, ndarray of float32, (rows * columns,)]
+        In [0, 1], row by row.
+    """
+    whole = content(placement, mask.shape[0])
+    inside = cell_coverage((mask & whole)[box.slices], grid)
+    return {"roi": inside, "ring": np.maximum(cell_coverage(whole[box.slices], grid) - inside, 0)}
+
+
+def cell_coverage(region: NDArray[np.bool_], grid: tuple[int, int]) -> NDArray[np.float32]:
+    """Exact share of each grid cell that a mask covers, also where cells cut pixels.
+
+    Parameters
+    ----------
+    region : ndarray of bool, (H, W)
+        Mask of what the model sees.
+    grid : tuple[int, int]
+        Rows and columns of equal cells over it.
+
+    Returns
+    -------
+    ndarray of float32, (rows * columns,)
+        In [0, 1], row by row.
+    """
+    rows, columns = (_overlap(n, cells) for n, cells in zip(region.shape, grid, strict=True))
+    share: NDArray[np.float32] = np.clip(rows @ region.astype(np.float32) @ columns.T, 0, 1)
+    return share.ravel()
+
+
+@lru_cache(maxsize=256)
+def _overlap(pixels: int, cells: int) -> NDArray[np.float32]:
+    """Share of each of `cells` equal intervals that each pixel fills, (cells, pixels); rows sum to one."""
+    edges = np.arange(cells + 1) * (pixels / cells)
+    left = np.maximum(edges[:-1, None], np.arange(pixels))
+    right = np.minimum(edges[1:, None], np.arange(1, pixels + 1))
+    share: NDArray[np.float32] = (np.maximum(right - left, 0) * (cells / pixels)).astype(np.float32)
+    return share
+
+
+def pool(tokens: NDArray[np.float32], weights: NDArray[np.float32], whole: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Weighted mean of each image's tokens as a unit vector; the whole image's vector where no token has weight.
+
+    Parameters
+    ----------
+    tokens : ndarray of float32, (B, n, D)
+        Not normalised.
+    weights : ndarray of float32, (B, n)
+        Not negative; only their proportions count.
+    whole : ndarray of float32, (B, D)
+        Vectors of the whole images.
+
+    Returns
+    -------
+    ndarray of float32, (B, D)
+    """
+    pooled = unit(np.einsum("bnd,bn->bd", tokens, weights))
+    out: NDArray[np.float32] = np.where(weights.sum(axis=1, keepdims=True) > 0, pooled, whole)
+    return out
+
+
+def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scale the last axis to length one; a vector without length stays zero, one that is not finite becomes NaN."""
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    scaled = np.zeros_like(vectors)
+    with np.errstate(invalid="ignore"):
+        np.divide(vectors, norms, out=scaled, where=norms != 0)
+    return scaled

@@ -1,0 +1,73 @@
+"""What cell stages read of their inputs: the vectors of one view, and the bank of class texts."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manifests.errors import ConfigError, StoreError
+from manifests.types import Cell, Status
+from stages.base import StageData
+from stages.models.card import check_same_card
+
+BANK = Cell("bank", 1.0, 0)
+"""The one cell of the texts stage."""
+
+
+def view_vectors(data: StageData, view: str) -> NDArray[np.float32]:
+    """Vectors of one view, (N, D) float32; rows without features hold what the store holds.
+
+    Raises
+    ------
+    ConfigError
+        If the embeddings hold no such view.
+    StoreError
+        If a row with features holds a value that is not finite.
+    """
+    views = list(data.attributes["views"])
+    if view not in views:
+        raise ConfigError(
+            f"The embeddings hold no view {view!r}, only {', '.join(views)}.",
+            "Add it to embeddings.views, or choose one of these.",
+        )
+    vectors: NDArray[np.float32] = data.arrays["image"][:, views.index(view)]
+    broken = np.isin(data.status, (Status.OK, Status.FALLBACK)) & ~np.isfinite(vectors).all(axis=1)
+    if broken.any():
+        first = data.rows[int(np.flatnonzero(broken)[0])]
+        raise StoreError(
+            f"The {view} vector of image {first.image_id} (and of {int(broken.sum()) - 1} more) is not finite.",
+            "Check the store: pipeline verify",
+        )
+    return vectors
+
+
+def text_bank(data: StageData, n_classes: int) -> NDArray[np.float32]:
+    """Bank of class texts T, (K, D) float32: one row a class, the same for every image.
+
+    Raises
+    ------
+    StoreError
+        If the bank has not one row a class, or comes from another model or space than the image vectors.
+    """
+    folder = data.artifacts["texts"]
+    check_same_card(data.attributes["card"], json.loads((folder / "card.json").read_text("utf-8")))
+    bank: NDArray[np.float32] = np.load(folder / "bank.npy", allow_pickle=False)
+    expected = (n_classes, data.arrays["image"].shape[2])
+    if bank.shape != expected:
+        raise StoreError(
+            f"The bank of class texts has shape {bank.shape}, expected {expected} (classes, feature).",
+            "Run the texts again: pipeline run --stage texts",
+        )
+    return bank
+
+
+def unit_rows(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Scale each vector to length 1, in float64; a zero vector stays zero."""
+    exact = vectors.astype(np.float64)
+    # Dividing by the largest entry first keeps squares of very large and very small values in range.
+    exact /= np.maximum(np.abs(exact).max(axis=1, keepdims=True, initial=0.0), np.finfo(np.float64).tiny)
+    lengths = np.linalg.norm(exact, axis=1, keepdims=True)
+    scaled: NDArray[np.float64] = exact / np.where(lengths > 0, lengths, 1.0)
+    return scaled

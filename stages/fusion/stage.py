@@ -1,0 +1,104 @@
+"""Fusion: train F(T, I) and the head on the vectors of one training subset."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manifests.types import Cell, StageIdentity
+from stages.base import StageContext, StageData
+from stages.features import BANK, text_bank, view_vectors
+from stages.focus import FocusWeights, focus, head_logits
+from stages.fusion.model import EpochLoss, train
+from stages.fusion.settings import FusionSettings
+from stages.splits import check_fit_rows, class_indices, train_indices, usable
+
+METHOD = "medfocus"
+
+
+class Fusion:
+    """One training a fraction and seed; nothing but its training subset and the text bank goes in.
+
+    Parameters
+    ----------
+    settings : FusionSettings
+        Variant, view, loss and optimiser.
+    context : StageContext
+        Fingerprints of the inputs, class names, fractions and seeds.
+    """
+
+    name: ClassVar[str] = "fusion"
+    version: ClassVar[int] = 1
+
+    def __init__(self, settings: FusionSettings, context: StageContext) -> None:
+        self.settings = settings
+        self.context = context
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The image vectors and the text bank."""
+        return ("embeddings", "texts")
+
+    def identity(self) -> StageIdentity:
+        """Settings, class names in order, and fingerprints of the inputs."""
+        settings = self.settings.model_dump(mode="json") | {"classes": list(self.context.classes)}
+        upstream = {name: self.context.upstream[name] for name in self.inputs}
+        return StageIdentity(self.name, self.version, settings, upstream=upstream)
+
+    def cells(self) -> tuple[Cell, ...]:
+        """Every fraction with every seed."""
+        study = self.context.study
+        return tuple(Cell(METHOD, fraction, seed) for fraction in study.fractions for seed in study.seeds)
+
+    def needs(self, cell: Cell) -> Mapping[str, Cell]:  # noqa: ARG002  every cell needs the same
+        """The text bank."""
+        return {"texts": BANK}
+
+    def fit(self, cell: Cell, data: StageData, out: Path) -> Mapping[str, float]:
+        """Write weights.safetensors, history.csv and logits.npy, (N, K) float32 with NaN on rows not usable.
+
+        Raises
+        ------
+        RefusedError
+            If there is no training row, or vectors and texts do not go together.
+        ConfigError
+            If the view does not exist, or the loss stops being finite.
+        """
+        subset = train_indices(data, cell.fraction, cell.seed)
+        check_fit_rows(data, subset)
+        labels = class_indices(data, subset, self.context.classes)
+        texts = text_bank(data, len(self.context.classes))
+        images = view_vectors(data, self.settings.view)
+        weights, history = train(images[subset], texts, labels, self.settings, cell.seed)
+        logits = _all_logits(weights, texts, images, usable(data))
+        weights.save(out / "weights.safetensors")
+        np.save(out / "logits.npy", logits)
+        _write_history(out / "history.csv", history)
+        return {
+            "n_train": len(subset),
+            "loss": history[-1].loss,
+            "loss_contrastive": history[-1].contrastive,
+            "loss_cross_entropy": history[-1].cross_entropy,
+            "train_accuracy": float((logits[subset].argmax(axis=1) == labels).mean()),
+        }
+
+
+def _all_logits(
+    weights: FocusWeights, texts: NDArray[np.float32], images: NDArray[np.float32], rows: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """Logits of the head for the rows that are usable, NaN elsewhere."""
+    logits = np.full((len(images), len(texts)), np.nan, dtype=np.float32)
+    logits[rows] = head_logits(weights, focus(weights, texts, images[rows]))
+    return logits
+
+
+def _write_history(path: Path, history: Sequence[EpochLoss]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("epoch", "loss", "loss_contrastive", "loss_cross_entropy"))
+        writer.writerows((e, h.loss, h.contrastive, h.cross_entropy) for e, h in enumerate(history, start=1))

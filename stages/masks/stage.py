@@ -1,0 +1,177 @@
+"""Masks: one mask and one masked image for every image, from stored proposals, a supplied mask, or none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manifests.readers import BYTES_PER_PIXEL, MAX_PIXELS, ImageSource
+from manifests.types import (
+    ArraySpec,
+    ChunkArrays,
+    ImageRow,
+    ItemOutcome,
+    StageIdentity,
+    Status,
+    UnitResult,
+    expect_array,
+)
+from stages.base import StageContext, empty_arrays, read_each, status_array
+from stages.images import Placement, composite, content, letterbox
+from stages.masks.policies import FROM_PROPOSALS, Final, ImageProposals, finish, whole_image
+from stages.masks.settings import MasksSettings
+
+NAN = float("nan")
+MOST_CANDIDATES = 256
+"""Upper limit of `proposals.max_candidates`."""
+LARGEST_IMAGE_BYTES = MAX_PIXELS * (BYTES_PER_PIXEL + 3)
+"""One image of the readers' limit, as decoded and as RGB."""
+
+
+class _Item(NamedTuple):
+    """What one image gets, before it goes into the arrays."""
+
+    final: Final
+    masked_image: NDArray[np.uint8]
+    score: float
+    placement: Placement
+
+
+class Masks:
+    """Turn one chunk of images into masks and masked images, on the CPU.
+
+    Parameters
+    ----------
+    settings : MasksSettings
+        Policy, compositing and limits.
+    context : StageContext
+        Fingerprint of the proposals, for the policies that use them.
+    """
+
+    name: ClassVar[str] = "masks"
+    version: ClassVar[int] = 1
+
+    def __init__(self, settings: MasksSettings, context: StageContext) -> None:
+        self.settings = settings
+        self.context = context
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Proposals, unless the policy makes its mask without them."""
+        return ("proposals",) if self.settings.policy in FROM_PROPOSALS else ()
+
+    def identity(self) -> StageIdentity:
+        """All settings and the proposals' fingerprint."""
+        upstream = {name: self.context.upstream[name] for name in self.inputs}
+        return StageIdentity(self.name, self.version, self.settings.model_dump(mode="json"), upstream=upstream)
+
+    def outputs(self) -> tuple[ArraySpec, ...]:
+        """Mask, masked image, score, area as a share of the image, placement in the canvas, status."""
+        side = self.settings.canvas_px
+        return (
+            ArraySpec("mask", (side, side), "bool", ("y", "x"), per_item=True),
+            ArraySpec("masked_image", (side, side, 3), "uint8", ("y", "x", "channel"), per_item=True),
+            ArraySpec("score", (), "float32", fill=NAN),
+            ArraySpec("area_fraction", (), "float32", fill=NAN),
+            ArraySpec("placement", (4,), "int32", ("side",)),
+            ArraySpec("status", (), "uint8"),
+        )
+
+    def attributes(self) -> Mapping[str, Any]:
+        """Policy and compositing, for readers of the store."""
+        return {"policy": self.settings.policy, "compositing": self.settings.compositing}
+
+    def projected_bytes(self, chunk_items: int) -> int:
+        """Results and upstream candidates of the chunk, and one large image while it is scaled."""
+        pixels = self.settings.canvas_px**2
+        from_upstream = (MOST_CANDIDATES + 2) * pixels // 8 if self.inputs else 0
+        return chunk_items * (4 * pixels + from_upstream) + LARGEST_IMAGE_BYTES
+
+    def load(self, device: str) -> None:
+        """There is no model to load."""
+
+    def process(self, rows: Sequence[ImageRow], source: ImageSource, upstream: Mapping[str, ChunkArrays]) -> UnitResult:
+        """Compute one chunk; an image that cannot be read, or failed upstream, is a failed row.
+
+        Parameters
+        ----------
+        rows : Sequence[ImageRow]
+            Rows of the chunk.
+        source : ImageSource
+            Reads images and supplied masks.
+        upstream : Mapping[str, ChunkArrays]
+            Arrays of `proposals` for these rows, where the policy needs them.
+
+        Returns
+        -------
+        UnitResult
+            One entry a row; images whose mask is missing, empty, tiny or full have status FALLBACK and a reason.
+
+        Raises
+        ------
+        ValueError
+            If the proposals belong to other images, or live on another canvas.
+        """
+        started = time.perf_counter()
+        arrays = empty_arrays(self.outputs(), len(rows))
+        proposals = self._checked(upstream["proposals"], len(rows)) if self.inputs else None
+        position = {row.row: index for index, row in enumerate(rows)}
+
+        def fill(row: ImageRow) -> ItemOutcome:
+            index = position[row.row]
+            item = self._item(row, source, proposals, index)
+            _store(arrays, index, item)
+            status = Status.FALLBACK if item.final.reason else Status.OK
+            return ItemOutcome(row.row, row.image_id, status, item.final.reason, item.final.detail)
+
+        filled, outcomes = read_each(rows, fill, None if proposals is None else proposals["status"])
+        items = tuple(done or outcome for done, outcome in zip(filled, outcomes, strict=True))
+        arrays["status"] = status_array(items)
+        return UnitResult(arrays, items, {"masks": time.perf_counter() - started})
+
+    def _checked(self, proposals: ChunkArrays, n_items: int) -> ChunkArrays:
+        side = self.settings.canvas_px
+        expect_array("proposals.candidates", proposals["candidates"], (n_items, None, side, side // 8), "uint8")
+        expect_array("proposals.candidate_scores", proposals["candidate_scores"], (n_items, None, 4), "float32")
+        expect_array("proposals.fixed", proposals["fixed"], (n_items, 2, side, side // 8), "uint8")
+        expect_array("proposals.fixed_scores", proposals["fixed_scores"], (n_items, 2, 4), "float32")
+        return proposals
+
+    def _item(self, row: ImageRow, source: ImageSource, proposals: ChunkArrays | None, index: int) -> _Item:
+        canvas, placement = letterbox(source.read(row), self.settings.canvas_px)
+        if proposals is not None:
+            final, score = self._from_proposals(proposals, index, placement)
+        elif self.settings.policy == "supplied":
+            final, score = self._supplied(row, source, placement), 1.0
+        else:
+            final, score = whole_image(content(placement, self.settings.canvas_px)), 1.0
+        masked_image = composite(canvas, final.mask, self.settings.compositing, placement)
+        return _Item(final, masked_image, NAN if final.reason else score, placement)
+
+    def _from_proposals(self, proposals: ChunkArrays, index: int, placement: Placement) -> tuple[Final, float]:
+        stored = Placement.of(proposals["placement"][index])
+        if stored != placement:
+            raise ValueError(f"proposals.placement: expected {placement}, got {stored}")
+        names = ("candidates", "candidate_scores", "fixed", "fixed_scores")
+        of_image = ImageProposals(*(proposals[name][index] for name in names))
+        chosen = FROM_PROPOSALS[self.settings.policy](of_image, self.settings)
+        return finish(chosen.mask, placement, self.settings), chosen.score
+
+    def _supplied(self, row: ImageRow, source: ImageSource, placement: Placement) -> Final:
+        if not row.mask_path:
+            whole = content(placement, self.settings.canvas_px)
+            return whole_image(whole, "mask.missing", "no mask was supplied for this image")
+        mask, _ = letterbox(source.read_mask(row), self.settings.canvas_px)
+        return finish(mask, placement, self.settings)
+
+
+def _store(arrays: dict[str, NDArray[Any]], index: int, item: _Item) -> None:
+    arrays["mask"][index] = item.final.mask
+    arrays["masked_image"][index] = item.masked_image
+    arrays["score"][index] = item.score
+    arrays["area_fraction"][index] = item.final.area_fraction
+    arrays["placement"][index] = item.placement.array()

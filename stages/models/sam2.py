@@ -1,0 +1,207 @@
+"""SAM2 for many images and many prompts: images are encoded in batches, prompts are decoded in one call.
+
+The numbers are those of the package's SAM2ImagePredictor. Two things differ on purpose: any number of images goes
+through the encoder at once, and neither hole filling nor sprinkle removal is done, because the package does them only
+where its CUDA extension `_C` was compiled, and otherwise skips them with a warning.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from manifests.errors import WeightsError
+from stages.models import sam2_lite0
+from stages.models.checkpoints import load_strictly, read_state
+from stages.models.registry import ModelEntry
+from stages.models.sam2_architecture import instantiate_seeded, read_config, tiny_config
+from stages.models.sam2_card import DECODER_BYTES, sam2_entry, segmenter_card
+from stages.models.weights import WeightsFolder
+
+if TYPE_CHECKING:
+    from sam2.modeling.sam2_base import SAM2Base
+
+FOREGROUND: Final = 1
+"""Label of a point inside the object."""
+BOX_CORNERS: Final = (2, 3)
+"""Labels of a box's upper left and lower right corner."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFeatures:
+    """What the encoder made of a batch of B images; on the model's device."""
+
+    embedding: Tensor
+    """(B, C, image_px / 16, image_px / 16)."""
+    high_resolution: tuple[Tensor, Tensor]
+    """(B, C / 8, image_px / 4, image_px / 4) and (B, C / 4, image_px / 8, image_px / 8)."""
+    canvas_px: int
+    """Side of the images as they came in, in pixels: the unit of prompts."""
+
+
+class Segmenter:
+    """A loaded SAM2: encode images once, then decode any number of prompts.
+
+    Parameters
+    ----------
+    known : ModelEntry
+        What the registry says of the model.
+    network : SAM2Base
+        With its weights; is moved to the device.
+    card : Mapping[str, Any]
+        JSON values that say what masks depend on.
+    device : str
+        Torch device, such as `cpu` or `cuda:0`.
+    """
+
+    def __init__(self, known: ModelEntry, network: SAM2Base, card: Mapping[str, Any], device: str) -> None:
+        self.name = known.name
+        self.image_px = known.image_px
+        self.card = dict(card)
+        self.device = torch.device(device)
+        self._network = network.to(self.device)
+        shape = (1, 3, 1, 1)
+        self._mean = torch.tensor(card["mean"], device=self.device).view(shape)
+        self._std = torch.tensor(card["std"], device=self.device).view(shape)
+        self._dense_pe = self._network.sam_prompt_encoder.get_dense_pe()
+
+    @property
+    def prompts_per_call(self) -> int:
+        """Prompts that the decoder takes at once within `DECODER_BYTES`; has no influence on results."""
+        channels, cells = self._dense_pe.shape[1], (self.image_px // 16) ** 2
+        # Some twelve copies of the embedding in the transformer; then C/4 at 4 and C/8 at 16 times the cells, twice.
+        bytes_each = 4 * cells * channels * (12 + 2 + 4)
+        return int(max(1, min(256, DECODER_BYTES[self.device.type] // bytes_each)))
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> ImageFeatures:
+        """Encode images; squares of another size than the model's are resized on its device.
+
+        Parameters
+        ----------
+        images : Tensor of uint8, (B, S, S, 3)
+            RGB canvases.
+
+        Raises
+        ------
+        ValueError
+            If the images are not squares of uint8.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != (images.shape[1], images.shape[1], 3):
+            raise ValueError(f"images: expected (B, S, S, 3) uint8, got {tuple(images.shape)} {images.dtype}")
+        pixels = images.to(self.device).permute(0, 3, 1, 2).float().div(255)
+        if images.shape[1] != self.image_px:
+            pixels = F.interpolate(pixels, (self.image_px, self.image_px), mode="bilinear", antialias=True)
+        with self._autocast():
+            maps = self._network.forward_image((pixels - self._mean) / self._std)["backbone_fpn"]
+            embedding = maps[-1]
+            if self._network.directly_add_no_mem_embed:
+                embedding = embedding + self._network.no_mem_embed.view(1, -1, 1, 1)
+        return ImageFeatures(embedding, (maps[0], maps[1]), images.shape[1])
+
+    @torch.inference_mode()
+    def decode(self, features: ImageFeatures, index: int, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Three masks for each of P prompts on one image.
+
+        Parameters
+        ----------
+        features : ImageFeatures
+            What `encode` returned.
+        index : int
+            Which image of the batch.
+        points : Tensor of float, (P, n, 2)
+            x, y in pixels of the canvas.
+        labels : Tensor of int, (P, n)
+            1 inside, 0 outside the object; 2 and 3 for the two corners of a box.
+
+        Returns
+        -------
+        logits : Tensor of float32, (P, 3, image_px / 4, image_px / 4)
+            On the model's device; a mask is where they lie above 0.
+        predicted_iou : Tensor of float32, (P, 3)
+            The model's own estimate of each mask's IoU.
+
+        Raises
+        ------
+        ValueError
+            If shapes do not fit, or a point lies outside the canvas: SAM2 itself would take it.
+        """
+        if points.ndim != 3 or points.shape[2] != 2 or labels.shape != points.shape[:2]:
+            raise ValueError(f"points: expected (P, n, 2) with labels (P, n), got {points.shape} and {labels.shape}")
+        if not bool(((points >= 0) & (points <= features.canvas_px)).all()):
+            raise ValueError(f"points: expected x and y in 0..{features.canvas_px}, got {points.min()}..{points.max()}")
+        scaled = points.to(self.device, torch.float32) / features.canvas_px * self.image_px
+        with self._autocast():
+            prompt = self._network.sam_prompt_encoder
+            sparse, dense = prompt(points=(scaled, labels.to(self.device)), boxes=None, masks=None)
+            logits, predicted_iou, _, _ = self._network.sam_mask_decoder(
+                image_embeddings=features.embedding[index : index + 1],
+                image_pe=self._dense_pe,
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=True,
+                repeat_image=True,
+                high_res_features=[m[index : index + 1] for m in features.high_resolution],
+            )
+        return logits.float(), predicted_iou.float()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.card["precision"] == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def load_segmenter(name: str, device: str, precision: str = "float32") -> Segmenter:
+    """Load a SAM2 model by its name in the registry, from local files alone.
+
+    Parameters
+    ----------
+    name : str
+        Such as `sam2-lite0-prototype` or `sam2.1_hiera_tiny`.
+    device : str
+        Torch device, such as `cpu` or `cuda:0`.
+    precision : str
+        `float32`, or `bfloat16` for autocast.
+
+    Raises
+    ------
+    WeightsError
+        If the model is unknown or no SAM2, or its weights are missing, altered or of another architecture.
+    """
+    known = sam2_entry(name)
+    if known.source == "random":
+        log.warning("%s is untrained: its masks are random and mean nothing. Use it in tests only.", name)
+    path = None if known.source == "random" else WeightsFolder().verified_path(name)
+    return Segmenter(known, assemble(known, path), segmenter_card(name, precision), device)
+
+
+def assemble(known: ModelEntry, path: Path | None) -> SAM2Base:
+    """Build a model's network and load a file into it, strictly.
+
+    Raises
+    ------
+    WeightsError
+        If the file cannot be read or is of another architecture.
+    """
+    if known.source == "random":
+        return instantiate_seeded(tiny_config(known.architecture, known.image_px))
+    if path is None:
+        raise WeightsError(f"{known.name} needs a weights file.", "See: pipeline weights list")
+    state, what = read_state(path), f"{path.name} and {known.name}"
+    if known.source == "shipped":
+        network = instantiate_seeded(sam2_lite0.lite0_config(known.architecture, known.image_px))
+        sam2_lite0.load_lite0_parts(network, state, what)
+    else:
+        network = instantiate_seeded(read_config(known.architecture))
+        load_strictly(network, state, what)
+    return network

@@ -1,0 +1,77 @@
+"""SAM2 with EfficientNet-Lite0 as image trunk: 512 px, 128 channels, small enough to ship and to run on a CPU.
+
+The trunk is frozen as trained on ImageNet; neck, prompt encoder and mask decoder were trained on breast ultrasound.
+See `data/sam2_lite0_prototype.md` for the recipe, the figures and the limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import timm
+from torch import Tensor, nn
+
+from stages.models.checkpoints import load_strictly
+from stages.models.lite0 import load_lite0_state
+from stages.models.sam2_architecture import narrow, read_config
+
+if TYPE_CHECKING:
+    from sam2.modeling.sam2_base import SAM2Base
+
+CHANNELS: Final = 128
+TRUNK_CHANNELS: Final = (24, 40, 112, 320)
+"""At strides 4, 8, 16 and 32."""
+
+
+class Lite0Trunk(nn.Module):
+    """Feature maps of EfficientNet-Lite0 at strides 4, 8, 16 and 32, as SAM2's neck wants them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = timm.create_model(
+            "tf_efficientnet_lite0", pretrained=False, features_only=True, out_indices=(1, 2, 3, 4)
+        )
+        self.channel_list = list(reversed(TRUNK_CHANNELS))
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        """Encode normalised pixels, (B, 3, H, W) -> four maps, fine to coarse."""
+        maps: list[Tensor] = self.net(pixels)
+        return maps
+
+
+def lite0_config(architecture: str, image_px: int) -> Any:
+    """Configuration of SAM2 with this trunk in place of Hiera."""
+    config = read_config(architecture)
+    narrow(config, CHANNELS, image_px)
+    config.image_encoder.trunk = {"_target_": f"{__name__}.{Lite0Trunk.__name__}"}
+    config.image_encoder.neck.backbone_channel_list = list(reversed(TRUNK_CHANNELS))
+    return config
+
+
+def load_lite0_parts(network: SAM2Base, trained: Mapping[str, Tensor], what: str) -> None:
+    """Load the trunk from its package, and the trained parts from the shipped file, each strictly.
+
+    Parameters
+    ----------
+    network : SAM2Base
+        Built from `lite0_config`; changed in place. Its memory parts serve video only and stay as they are.
+    trained : Mapping[str, Tensor]
+        Keys begin with `neck.`, `prompt.` or `decoder.`.
+    what : str
+        File and architecture, for messages.
+
+    Raises
+    ------
+    WeightsError
+        If the package is missing, or a key or shape differs.
+    """
+    head = ("conv_head.", "bn2.", "classifier.")
+    trunk = {k: v for k, v in load_lite0_state().items() if not k.startswith(head)}
+    load_strictly(network.image_encoder.trunk.net, trunk, f"EfficientNet-Lite0 and {what}")
+    parts = nn.Module()
+    parts.neck = network.image_encoder.neck
+    parts.prompt = network.sam_prompt_encoder
+    parts.decoder = network.sam_mask_decoder
+    load_strictly(parts, trained, what)
+    network.no_mem_embed.zero_()

@@ -1,0 +1,154 @@
+"""Probes: logistic regression on frozen features of one training subset, scored once on test."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manifests.audit import flagged
+from manifests.types import Cell, Split, StageIdentity
+from stages.base import StageContext, StageData
+from stages.features import BANK, text_bank, view_vectors
+from stages.focus import FocusWeights, focus
+from stages.probes.linear import frequencies, prepare
+from stages.probes.logistic import Fit, fit, rotate
+from stages.probes.settings import ProbesSettings
+from stages.probes.strength import choose_c
+from stages.scores import score
+from stages.splits import Indices, check_fit_rows, class_indices, test_indices, train_indices
+
+logger = logging.getLogger(__name__)
+
+
+class Probes:
+    """One probe a method, fraction and seed; all methods see the same rows.
+
+    Parameters
+    ----------
+    settings : ProbesSettings
+        Methods, view and regularisation.
+    context : StageContext
+        Fingerprints of the inputs, class names, fractions and seeds.
+    """
+
+    name: ClassVar[str] = "probes"
+    version: ClassVar[int] = 1
+
+    def __init__(self, settings: ProbesSettings, context: StageContext) -> None:
+        self.settings = settings
+        self.context = context
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The image vectors, the text bank and the trained fusion."""
+        return ("embeddings", "texts", "fusion")
+
+    def identity(self) -> StageIdentity:
+        """Settings but for the list of methods, class names in order, and fingerprints of the inputs."""
+        settings = self.settings.model_dump(mode="json", exclude={"methods"}) | {"classes": list(self.context.classes)}
+        upstream = {name: self.context.upstream[name] for name in self.inputs}
+        return StageIdentity(self.name, self.version, settings, upstream=upstream)
+
+    def cells(self) -> tuple[Cell, ...]:
+        """Every method with every fraction and seed."""
+        study = self.context.study
+        return tuple(Cell(m, f, s) for m in self.settings.methods for f in study.fractions for s in study.seeds)
+
+    def needs(self, cell: Cell) -> Mapping[str, Cell]:
+        """For `medfocus` the fusion of the same subset and the text bank; nothing for other methods."""
+        if cell.method != "medfocus":
+            return {}
+        return {"fusion": Cell("medfocus", cell.fraction, cell.seed), "texts": BANK}
+
+    def fit(self, cell: Cell, data: StageData, out: Path) -> Mapping[str, float]:
+        """Write coef.safetensors, predictions.csv (test rows only) and scores.json.
+
+        Raises
+        ------
+        RefusedError
+            If there is no training row or no test row, or inputs do not go together.
+        ConfigError
+            If the view does not exist.
+        """
+        classes = self.context.classes
+        subset, test = train_indices(data, cell.fraction, cell.seed), test_indices(data)
+        fitted, choice = self._fit(cell, data, subset)
+        predictions = Predictions(
+            rows=test,
+            truth=class_indices(data, test, classes),
+            flagged=_flagged(data, test),
+            probabilities=fitted.probe.probabilities(self._features(cell.method, data, test)),
+        )
+        scores = score(predictions.probabilities, predictions.truth, predictions.flagged, len(subset))
+        lost = sum(row.split == Split.TEST and bool(row.label) for row in data.rows) - len(test)
+        fitted.probe.save(out / "coef.safetensors")
+        predictions.write(out / "predictions.csv", data, classes)
+        content = scores.to_json() | {"method": cell.method, "n_test_failed": lost} | choice
+        (out / "scores.json").write_text(json.dumps(content, indent=1, allow_nan=False), "utf-8")
+        return scores.numbers() | {name: float(value) for name, value in choice.items() if value is not None}
+
+    def _fit(self, cell: Cell, data: StageData, subset: Indices) -> tuple[Fit, dict[str, float | None]]:
+        """Fit on the training subset; also C and how the optimisation ended."""
+        check_fit_rows(data, subset)
+        labels = class_indices(data, subset, self.context.classes)
+        n_classes = len(self.context.classes)
+        if cell.method == "constant":
+            return Fit(frequencies(np.bincount(labels, minlength=n_classes), 0)), {"C": None}
+        normalise = self.settings.normalise
+        rotated = rotate(prepare(self._features(cell.method, data, subset), normalise=normalise), labels)
+        groups = [data.rows[i].group_id for i in subset.tolist()]
+        c, loss = choose_c(rotated, groups, self.settings, cell.seed)
+        fitted = fit(rotated, c, n_classes, self.settings.max_iter, normalise=normalise)
+        if not fitted.converged:
+            logger.warning("%s: gradient %.1e, not converged; raise probes.max_iter", cell.unit, fitted.gradient_norm)
+        outcome = {"converged": float(fitted.converged), "gradient_norm": fitted.gradient_norm}
+        return fitted, {"C": c, "held_out_loss": loss, **outcome, "iterations": float(fitted.iterations)}
+
+    def _features(self, method: str, data: StageData, rows: Indices) -> NDArray[np.floating]:
+        """What a method's probe sees of the rows, (n, D); `constant` sees nothing, D = 0."""
+        if method == "constant":
+            return np.zeros((len(rows), 0))
+        vectors = view_vectors(data, "original" if method == "original" else self.settings.view)[rows]
+        if method != "medfocus":
+            return vectors
+        weights = FocusWeights.load(data.artifacts["fusion"] / "weights.safetensors")
+        return focus(weights, text_bank(data, len(self.context.classes)), vectors)
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """What one probe says of the test rows."""
+
+    rows: Indices
+    """Positions in `StageData.rows`, (n,)."""
+    truth: Indices
+    """Class index, (n,)."""
+    flagged: NDArray[np.bool_]
+    """True where the image or its group also occurs in train, (n,)."""
+    probabilities: NDArray[np.float64]
+    """(n, K)."""
+
+    def write(self, path: Path, data: StageData, classes: Sequence[str]) -> None:
+        """Write one line a row: image_id, drop, row, label, predicted, flagged (0 or 1), and p_<class> for each."""
+        predicted = self.probabilities.argmax(axis=1).tolist()
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(("image_id", "drop", "row", "label", "predicted", "flagged", *(f"p_{c}" for c in classes)))
+            for i, position in enumerate(self.rows.tolist()):
+                row = data.rows[position]
+                names = (row.image_id, data.drops[position], row.row, row.label, classes[predicted[i]])
+                writer.writerow((*names, int(self.flagged[i]), *self.probabilities[i].tolist()))
+
+
+def _flagged(data: StageData, rows: Indices) -> NDArray[np.bool_]:
+    """Test rows whose bytes or group also occur in train or val, (n,) bool."""
+    leaks = flagged(data.rows)
+    return np.array([data.rows[i].image_id in leaks for i in rows.tolist()], dtype=bool)

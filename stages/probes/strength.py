@@ -1,0 +1,90 @@
+"""The choice of C by inner folds: the search of the CLIP paper (appendix A.3), inside the training subset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.probes.logistic import Rotated, held_out_loss
+from stages.probes.settings import ProbesSettings
+from stages.splits import inner_folds
+
+STEPS_PER_DECADE = 8
+LAST_STEP = 96
+"""C runs from 1e-6 to 1e6: twelve decades of eight steps."""
+COARSE_STRIDE = 16
+"""Two decades: the search begins at 1e-6, 1e-4, ..., 1e6."""
+FALLBACK_C = 0.316
+"""The value of CLIP's published linear probe, for subsets that cannot be folded."""
+
+
+def choose_c(
+    rotated: Rotated, groups: Sequence[str], settings: ProbesSettings, seed: int
+) -> tuple[float, float | None]:
+    """Inverse regularisation strength with the least mean log-loss on held-out rows of the inner folds.
+
+    Log-loss rather than accuracy: with few images many C have the same accuracy, and log-loss tells them apart. The
+    rotation has seen the held-out rows, which changes nothing, because it is exact for each fold. Features M of
+    `medfocus` were trained with the labels of all folds: the C chosen on them leans to weak regularisation. That
+    bias stays inside the training subset; no test row takes part.
+
+    Parameters
+    ----------
+    rotated : Rotated
+        Training subset.
+    groups : Sequence[str]
+        group_id of each row; a group stays in one fold.
+    settings : ProbesSettings
+        C, folds, max_iter.
+    seed : int
+        Of the folds.
+
+    Returns
+    -------
+    tuple[float, float | None]
+        C, and the held-out log-loss there; None if nothing was searched: C is fixed, the subset has one class, or a
+        class has fewer than two groups.
+    """
+    if settings.C != "folds":
+        return settings.C, None
+    folds = inner_folds(rotated.labels, groups, settings.folds, seed)
+    if folds is None or len(rotated.classes) < 2:
+        return FALLBACK_C, None
+    parts = [(rotated.subset(fit), rotated.subset(held)) for fit, held in folds]
+    return search(lambda c: held_out_loss(parts, c, settings.max_iter))
+
+
+def search(loss: Callable[[float], float]) -> tuple[float, float]:
+    """Find the C with the least loss: coarse points, then halving the stride around the best.
+
+    Parameters
+    ----------
+    loss : Callable[[float], float]
+        Loss at one C; of equal losses the smaller C is taken.
+
+    Returns
+    -------
+    tuple[float, float]
+        C and its loss.
+    """
+    known: dict[int, float] = {}
+
+    def at(step: int) -> tuple[float, int]:
+        if step not in known:
+            known[step] = loss(grid()[step])
+        return known[step], step
+
+    best = min(range(0, LAST_STEP + 1, COARSE_STRIDE), key=at)
+    stride = COARSE_STRIDE // 2
+    while stride:
+        near = [step for step in (best - stride, best, best + stride) if 0 <= step <= LAST_STEP]
+        best = min(near, key=at)
+        stride //= 2
+    return float(grid()[best]), known[best]
+
+
+def grid() -> NDArray[np.float64]:
+    """All values of C that the search can return, ascending."""
+    return 10.0 ** (np.arange(LAST_STEP + 1) / STEPS_PER_DECADE - 6)

@@ -1,0 +1,137 @@
+"""The proposals stage: every image through SAM2 once, so that no later decision needs the GPU again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manifests.readers import BYTES_PER_PIXEL, MAX_PIXELS, ImageSource
+from manifests.types import ArraySpec, ChunkArrays, ImageRow, ItemOutcome, StageIdentity, UnitResult
+from stages.base import StageContext, empty_arrays, read_each, status_array
+from stages.images import Placement, letterbox
+from stages.models.sam2_card import DECODER_BYTES, ENCODER_BYTES_PER_PIXEL, sam2_entry, segmenter_card
+from stages.models.weights import WeightsFolder
+from stages.proposals.arrays import FIXED, SCORES, UPSCALED_TOGETHER, output_specs
+from stages.proposals.settings import ProposalsSettings
+
+if TYPE_CHECKING:
+    from stages.proposals.propose import Proposer
+
+LARGEST_IMAGE_BYTES = MAX_PIXELS * (BYTES_PER_PIXEL + 3)
+"""One image of the readers' limit, as decoded and as RGB."""
+
+
+class Proposals:
+    """SAM2's candidate masks of every image, and the masks of two fixed prompts.
+
+    Parameters
+    ----------
+    settings : ProposalsSettings
+        Determine the results.
+    context : StageContext
+        Only the batch size is used, and it does not change results.
+    """
+
+    name: ClassVar[str] = "proposals"
+    version: ClassVar[int] = 1
+
+    def __init__(self, settings: ProposalsSettings, context: StageContext) -> None:
+        self.settings = settings
+        self.context = context
+        self.proposer: Proposer | None = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """None: this stage reads the images."""
+        return ()
+
+    def identity(self) -> StageIdentity:
+        """Settings and digests of the model's weights; imports no torch.
+
+        Raises
+        ------
+        WeightsError
+            If the model is unknown, is no SAM2, or its file was not added.
+        """
+        known = sam2_entry(self.settings.model)
+        digests = WeightsFolder().digests(known.name)
+        return StageIdentity(self.name, self.version, self.settings.model_dump(mode="json"), digests)
+
+    def outputs(self) -> tuple[ArraySpec, ...]:
+        """Candidates and fixed masks as packed bits, their scores, placement, status; failed rows hold NaN scores."""
+        return output_specs(self.settings)
+
+    def attributes(self) -> Mapping[str, Any]:
+        """The model's card, and the names of scores, fixed prompts and sides."""
+        return {
+            "card": segmenter_card(self.settings.model, self.settings.precision),
+            "scores": list(SCORES),
+            "fixed": list(FIXED),
+            "placement": list(Placement._fields),
+            "bit_order": "big",
+        }
+
+    def projected_bytes(self, chunk_items: int) -> int:
+        """Results of the chunk, one batch in the encoder, one call of the decoder, and every mask of one image."""
+        s = self.settings
+        pixels = s.canvas_px**2
+        row = sum(int(np.prod(a.item_shape)) * np.dtype(a.dtype).itemsize for a in self.outputs())
+        seen = sam2_entry(s.model).image_px ** 2
+        batch = self.context.batch_items * (6 * pixels + seen * ENCODER_BYTES_PER_PIXEL)
+        # Packed masks are held twice while they are joined; 12 bytes a pixel while some are upscaled and compared.
+        one_image = 2 * 3 * s.points_per_side**2 * pixels // 8 + UPSCALED_TOGETHER * 12 * pixels
+        return chunk_items * row + batch + DECODER_BYTES["cpu"] + one_image + LARGEST_IMAGE_BYTES
+
+    def load(self, device: str) -> None:
+        """Load SAM2.
+
+        Raises
+        ------
+        WeightsError
+            If weights are missing, altered or of another architecture.
+        """
+        from stages.models.sam2 import load_segmenter
+        from stages.proposals.propose import Proposer
+
+        model = load_segmenter(self.settings.model, device, self.settings.precision)
+        self.proposer = Proposer(model, self.settings)
+
+    def process(self, rows: Sequence[ImageRow], source: ImageSource, upstream: Mapping[str, ChunkArrays]) -> UnitResult:  # noqa: ARG002
+        """Propose masks for one chunk, a batch at a time; no candidate at all is a valid result."""
+        proposer = self._loaded()
+        proposer.seconds.clear()
+        arrays = empty_arrays(self.outputs(), len(rows))
+        outcomes: list[ItemOutcome] = []
+        reading = 0.0
+        for start in range(0, len(rows), self.context.batch_items):
+            began = time.perf_counter()
+            batch = rows[start : start + self.context.batch_items]
+            read, some = read_each(batch, lambda row: letterbox(source.read(row), self.settings.canvas_px))
+            reading += time.perf_counter() - began
+            outcomes += some
+            _fill(arrays, proposer, {start + i: item for i, item in enumerate(read) if item is not None})
+        arrays["status"] = status_array(outcomes)
+        return UnitResult(arrays, tuple(outcomes), {"read": reading} | proposer.seconds)
+
+    def _loaded(self) -> Proposer:
+        if self.proposer is None:
+            raise RuntimeError("call load() before process()")
+        return self.proposer
+
+
+def _fill(
+    arrays: dict[str, NDArray[Any]], proposer: Proposer, ready: Mapping[int, tuple[NDArray[np.uint8], Placement]]
+) -> None:
+    """Write what is proposed for a batch of readable images into their rows."""
+    if not ready:
+        return
+    canvases, placements = zip(*ready.values(), strict=True)
+    for row, (candidates, fixed) in zip(ready, proposer.propose(canvases, placements), strict=True):
+        arrays["candidates"][row, : len(candidates)] = candidates.packed
+        arrays["candidate_scores"][row, : len(candidates)] = candidates.scores
+        arrays["fixed"][row], arrays["fixed_scores"][row] = fixed.packed, fixed.scores
+        arrays["placement"][row] = ready[row][1].array()

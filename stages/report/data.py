@@ -1,0 +1,97 @@
+"""What a report shows, gathered before anything is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+SCORE_COLUMNS: Final = (
+    "mask",
+    "method",
+    "fraction",
+    "seed",
+    "n_train",
+    "n_test",
+    "correct",
+    "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "auroc",
+    "ece",
+    "interval_low",
+    "interval_high",
+    "n_test_unflagged",
+    "correct_unflagged",
+)
+LEDGER_COLUMNS: Final = ("mask", "split", "class", "n", "ok", "fallback", "failed", "mean_area")
+FAILURE_COLUMNS: Final = ("stage", "status", "reason", "n")
+
+
+@dataclass(frozen=True, slots=True)
+class GalleryItem:
+    """One image of the gallery, on its canvas."""
+
+    image: NDArray[np.uint8]
+    """(S, S, 3), RGB."""
+    mask: NDArray[np.bool_]
+    """(S, S)."""
+    masked: NDArray[np.uint8]
+    """(S, S, 3), RGB: what the image encoder sees."""
+    label: str
+    """True class."""
+    predicted: str
+    """Predicted class; empty if no prediction is known."""
+    status: str
+    """`ok` or `fallback`."""
+    caption: str
+    """Pseudonymous name, such as the image_id."""
+    policy: str
+    """Mask policy."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportData:
+    """Everything that the page, the tables and the figures show.
+
+    Raises
+    ------
+    ValueError
+        If a table lacks a column, or there is no score.
+    """
+
+    dataset: str
+    drops: Sequence[Mapping[str, Any]]
+    """`id`, `n_items` and `created` of every drop in order of arrival."""
+    classes: Sequence[str]
+    command: str
+    """Command line that makes this report again, without any path of the machine."""
+    fingerprint: str
+    """Digest of what the report shows, hexadecimal."""
+    created: str
+    """UTC time, ISO 8601."""
+    scores: pd.DataFrame
+    """A row for each (mask, method, fraction, seed) with `SCORE_COLUMNS`; auroc may be missing."""
+    cards: Sequence[Mapping[str, Any]]
+    """Identity cards of the models."""
+    ledger: pd.DataFrame
+    """Images by mask policy, split and class with `LEDGER_COLUMNS`; mean_area over images whose status is ok."""
+    failures: pd.DataFrame
+    """Failed and fallback images by stage, status and reason with `FAILURE_COLUMNS`."""
+    gallery: Sequence[GalleryItem]
+
+    def __post_init__(self) -> None:
+        for name, frame, columns in (
+            ("scores", self.scores, SCORE_COLUMNS),
+            ("ledger", self.ledger, LEDGER_COLUMNS),
+            ("failures", self.failures, FAILURE_COLUMNS),
+        ):
+            missing = [column for column in columns if column not in frame.columns]
+            if missing:
+                raise ValueError(f"{name}: expected the columns {', '.join(columns)}; missing: {', '.join(missing)}")
+        if self.scores.empty:
+            raise ValueError("scores: expected at least one row, got none")

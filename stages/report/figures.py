@@ -1,0 +1,114 @@
+"""The learning curve, and thumbnails as data URIs; matplotlib's object interface only, so no global state."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from stages.images import OVERLAY_COLOUR, letterbox, outline
+
+COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Okabe and Ito's palette (jfly.uni-koeln.de/color), told apart by every common kind of colour vision."""
+WITHOUT_MASK: Final = {"original": ("#000000", "s", "-"), "constant": ("#777777", "", ":")}
+"""Colour, marker and line of the methods that see no mask."""
+MARKERS: Final = {"medfocus": ("o", "-"), "masked": ("^", "--")}
+"""Marker and line by method; the colour is the mask's."""
+THUMBNAIL_PX: Final = 176
+JPEG_QUALITY: Final = 82
+
+
+def learning_curve(summary: pd.DataFrame) -> Figure:
+    """Accuracy against training fraction: a line for each method and mask, a band of one standard deviation over seeds.
+
+    Parameters
+    ----------
+    summary : DataFrame
+        What `tables.summarise` returns.
+
+    Returns
+    -------
+    Figure
+        With an Agg canvas; no window, no pyplot.
+    """
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    masks = [m for m in dict.fromkeys(summary["mask"]) if m]
+    for (mask, method), points in summary.groupby(["mask", "method"], sort=False):
+        colour, marker, line = _style(str(method), str(mask), masks)
+        x, mean, sd = (points.sort_values("fraction")[c] * 100 for c in ("fraction", "accuracy_mean", "accuracy_sd"))
+        name = f"{method}, mask {mask}" if mask else str(method)
+        axes.plot(x, mean, color=colour, marker=marker or None, linestyle=line, label=name, linewidth=1.8)
+        if len(x) > 1:
+            axes.fill_between(x, mean - sd.fillna(0), mean + sd.fillna(0), color=colour, alpha=0.13, linewidth=0)
+        else:
+            axes.errorbar(x, mean, yerr=sd.fillna(0), color=colour, capsize=4)
+    fractions = sorted(summary["fraction"].unique() * 100)
+    axes.set_xscale("log")
+    axes.set_xticks(fractions, [f"{f:.4g} %" for f in fractions])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("share of the training data (logarithmic)")
+    axes.set_ylabel("test accuracy in %: mean, band ± 1 sd over seeds")
+    axes.grid(visible=True, alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return figure
+
+
+def figure_bytes(figure: Figure, kind: str) -> bytes:
+    """A figure as `png` (150 dots an inch) or `svg`, the same bytes for the same figure."""
+    out = io.BytesIO()
+    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+    with rc_context({"svg.hashsalt": "learning-curve"}):
+        figure.savefig(out, format=kind, dpi=150, metadata=metadata)
+    return out.getvalue()
+
+
+def outlined(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """An image with the mask's edge drawn on it, at the thumbnail's size.
+
+    Parameters
+    ----------
+    image : ndarray of uint8, (S, S, 3)
+        RGB canvas.
+    mask : ndarray of bool, (S, S)
+        Mask on the same canvas.
+
+    Returns
+    -------
+    ndarray of uint8, (THUMBNAIL_PX, THUMBNAIL_PX, 3)
+    """
+    small, _ = letterbox(image, THUMBNAIL_PX)
+    edge = outline(letterbox(mask, THUMBNAIL_PX)[0])
+    out: NDArray[np.uint8] = small.copy()
+    out[edge] = OVERLAY_COLOUR
+    return out
+
+
+def thumbnail_uri(image: NDArray[np.uint8]) -> str:
+    """An RGB canvas, (S, S, 3) uint8, as a small JPEG inside a data URI; pixels alone, no metadata."""
+    small, _ = letterbox(image, THUMBNAIL_PX)
+    out = io.BytesIO()
+    Image.fromarray(small).save(out, format="JPEG", quality=JPEG_QUALITY)
+    return data_uri(out.getvalue(), "image/jpeg")
+
+
+def data_uri(data: bytes, media_type: str) -> str:
+    """Bytes as a data URI."""
+    return f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _style(method: str, mask: str, masks: list[str]) -> tuple[str, str, Any]:
+    if method in WITHOUT_MASK:
+        return WITHOUT_MASK[method]
+    colour = COLOURS[masks.index(mask) % len(COLOURS)] if mask in masks else "#444444"
+    return colour, *MARKERS.get(method, ("D", "-."))

@@ -1,0 +1,95 @@
+"""Sentences that a reader must see before the numbers: what may make them mislead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import pandas as pd
+
+from manifests.errors import WeightsError
+from stages.models.registry import entry
+from stages.report.data import ReportData
+from stages.report.tables import has_flagged
+
+FALLBACK_GAP: Final = 0.2
+"""Difference of fallback rates between classes above which the rate itself may give the class away."""
+
+
+def warnings_of(data: ReportData) -> tuple[str, ...]:
+    """Everything about these results that calls for caution, the gravest first."""
+    return (
+        *_untrained(data.cards),
+        *_failed(data.ledger),
+        *_class_dependent_fallback(data.ledger),
+        *_flagged(data.scores),
+        *_missing_seeds(data.scores),
+    )
+
+
+def model_note(card: Mapping[str, Any]) -> str:
+    """What the registry says of a card's model; empty for one that it does not know."""
+    try:
+        return entry(str(card.get("name", ""))).note
+    except WeightsError:
+        return ""
+
+
+def is_untrained(card: Mapping[str, Any]) -> bool:
+    """Whether a card's model has random weights."""
+    if card.get("untrained"):
+        return True
+    try:
+        return entry(str(card.get("name", ""))).source == "random"
+    except WeightsError:
+        return False
+
+
+def _untrained(cards: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [
+        f"The model {card.get('name')} is untrained: its weights are random numbers, and every result that depends on "
+        "it means nothing. It is there to test the pipeline."
+        for card in cards
+        if is_untrained(card)
+    ]
+
+
+def _failed(ledger: pd.DataFrame) -> list[str]:
+    return [
+        f"Mask policy {mask}: {int(rows['failed'].sum())} of {int(rows['n'].sum())} images failed. They take part in "
+        "no number of its rows. Reasons are listed under Images that failed or fell back."
+        for mask, rows in ledger.groupby("mask", sort=False)
+        if rows["failed"].sum() > 0
+    ]
+
+
+def _class_dependent_fallback(ledger: pd.DataFrame) -> list[str]:
+    labelled = ledger[(ledger["class"] != "") & (ledger["n"] > 0)]
+    out = []
+    for (mask, split), rows in labelled.groupby(["mask", "split"], sort=False):
+        rate = rows["fallback"] / rows["n"]
+        if rate.max() - rate.min() > FALLBACK_GAP:
+            shares = ", ".join(f"{r['class']} {r['fallback']}/{r['n']}" for r in rows.to_dict("records"))
+            out.append(
+                f"Mask policy {mask}, split {split}: how often the mask fell back to the whole image depends on the "
+                f"class ({shares}). A classifier can read the class off the mere presence of a mask, so scores of "
+                "this policy may overstate what it sees in the image."
+            )
+    return out
+
+
+def _flagged(scores: pd.DataFrame) -> list[str]:
+    if not has_flagged(scores):
+        return []
+    most = int((scores["n_test"] - scores["n_test_unflagged"]).max())
+    n_test = int(scores["n_test"].max())
+    return [
+        f"Up to {most} of {n_test} test images also occur in training, as the same file or through the same patient. "
+        "The second table leaves them out."
+    ]
+
+
+def _missing_seeds(scores: pd.DataFrame) -> list[str]:
+    seeds = scores.assign(mask=scores["mask"].fillna("")).groupby(["mask", "method", "fraction"])["seed"].nunique()
+    short = int((seeds < seeds.max()).sum())
+    return [f"{short} of {len(seeds)} table cells lack seeds: the study is not complete."] if short else []

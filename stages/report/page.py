@@ -1,0 +1,129 @@
+"""The report as one self-contained page without scripts or network, beside its tables and figures as files."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, StrictUndefined
+
+from manifests.disk import disk_errors, make_private, place, write_atomic, write_synced
+from stages.report import figures, notes, tables
+from stages.report.data import FAILURE_COLUMNS, SCORE_COLUMNS, GalleryItem, ReportData
+
+PAGE = "index.html"
+DROP_COLUMNS = ("id", "n_items", "created")
+
+
+def write_report(data: ReportData, out: Path) -> Path:
+    """Write index.html, scores.csv, summary.csv and figures/learning_curve.{png,svg,csv}; the page comes last.
+
+    Parameters
+    ----------
+    data : ReportData
+        What the report shows.
+    out : Path
+        Folder of the report; created if absent, files of an earlier report are replaced.
+
+    Returns
+    -------
+    Path
+        The page.
+
+    Raises
+    ------
+    StoreError
+        If the disk is full, read-only or forbidden.
+    """
+    summary = tables.summarise(data.scores)
+    curve = figures.learning_curve(summary)
+    drawn = {kind: figures.figure_bytes(curve, kind) for kind in ("png", "svg")}
+    make_private(out)
+    folder = make_private(out / "figures")
+    for kind, image in drawn.items():
+        _replace(folder / f"learning_curve.{kind}", image)
+    points = ["mask", "method", "fraction", "seeds", "accuracy_mean", "accuracy_sd"]
+    write_atomic(folder / "learning_curve.csv", summary[points].to_csv(index=False, lineterminator="\n"))
+    write_atomic(out / "summary.csv", summary.to_csv(index=False, lineterminator="\n"))
+    rest = [column for column in data.scores.columns if column not in SCORE_COLUMNS]
+    scores = data.scores[[*SCORE_COLUMNS, *rest]]
+    write_atomic(out / "scores.csv", scores.to_csv(index=False, lineterminator="\n"))
+    write_atomic(out / PAGE, render(data, summary, drawn["svg"]))
+    return out / PAGE
+
+
+def render(data: ReportData, summary: pd.DataFrame, curve_svg: bytes) -> str:
+    """The page as HTML; every text is escaped.
+
+    Parameters
+    ----------
+    data : ReportData
+        What the report shows.
+    summary : DataFrame
+        What `tables.summarise` makes of its scores.
+    curve_svg : bytes
+        The learning curve.
+
+    Returns
+    -------
+    str
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((files("stages.report") / "page.html").read_text("utf-8"))
+    return template.render(
+        data=data,
+        warnings=notes.warnings_of(data),
+        headline=tables.headline(summary),
+        unflagged=tables.headline(summary, unflagged=True) if tables.has_flagged(data.scores) else None,
+        measures=tables.other_measures(summary),
+        seeds=tables.each_seed(data.scores),
+        curve=figures.data_uri(curve_svg, "image/svg+xml"),
+        methods=[(m, text) for m, text in tables.METHODS.items() if m in set(summary["method"])],
+        masks=tables.mask_table(data.ledger),
+        failures=tables.plain(data.failures, FAILURE_COLUMNS, names=3) if len(data.failures) else None,
+        drops=tables.plain(pd.DataFrame(data.drops, columns=DROP_COLUMNS), DROP_COLUMNS, names=1),
+        cards=[_card(card) for card in data.cards],
+        gallery=_gallery(data.gallery, data.classes),
+    )
+
+
+def _card(card: Mapping[str, Any]) -> dict[str, Any]:
+    values = [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in card.items()]
+    return {
+        "name": str(card.get("name", "unnamed")),
+        "note": notes.model_note(card),
+        "untrained": notes.is_untrained(card),
+        "entries": values,
+    }
+
+
+def _gallery(items: Sequence[GalleryItem], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Items by class, in the order of the classes; labels that are no class come last."""
+    labels = [*classes, *(item.label for item in items if item.label not in classes)]
+    grouped = {label: [_picture(item) for item in items if item.label == label] for label in labels}
+    return [{"label": label or "(no label)", "pictures": pictures} for label, pictures in grouped.items() if pictures]
+
+
+def _picture(item: GalleryItem) -> dict[str, Any]:
+    panels = [("image", item.image), ("mask", figures.outlined(item.image, item.mask)), ("masked", item.masked)]
+    return {
+        "item": item,
+        "right": item.predicted == item.label,
+        "panels": [(name, figures.thumbnail_uri(pixels)) for name, pixels in panels],
+    }
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Replace a file so that every reader sees the old or the new one, whole."""
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    with disk_errors(f"write {place(path)}", path.parent):
+        try:
+            write_synced(partial, data)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)

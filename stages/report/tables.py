@@ -1,0 +1,201 @@
+"""Score tables: mean and spread over seeds, pooled counts, and the same without flagged test images."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import pandas as pd
+
+METHODS: Final[Mapping[str, str]] = {
+    "medfocus": "logistic regression on M = F(T, I), the fusion of class texts and masked image",
+    "masked": "logistic regression on the image vector of the masked image, no fusion",
+    "original": "logistic regression on the image vector of the unmasked image, no fusion",
+    "constant": "always the most frequent class of the training subset",
+}
+"""Known methods in the order in which they are shown, and what each is."""
+MEASURES: Final[Mapping[str, str]] = {
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "macro_f1": "Macro F1",
+    "auroc": "AUROC",
+    "ece": "Calibration error",
+}
+CELL: Final = ("mask", "method", "fraction")
+UNDEFINED: Final = "–"
+
+
+class Entry(NamedTuple):
+    """One cell of a table: a text, and a smaller one below it."""
+
+    text: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table as the page shows it."""
+
+    header: tuple[Entry, ...]
+    rows: tuple[tuple[Entry, ...], ...]
+    names: int = 1
+    """Leading columns that name the row; the others are numbers."""
+
+
+def summarise(scores: pd.DataFrame) -> pd.DataFrame:
+    """Reduce seeds to mean and standard deviation.
+
+    Parameters
+    ----------
+    scores : DataFrame
+        A row for each (mask, method, fraction, seed) with `SCORE_COLUMNS`.
+
+    Returns
+    -------
+    DataFrame
+        A row for each (mask, method, fraction), in the order of `METHODS`: `seeds`; `n_train_low` and `n_train_high`;
+        `correct` and `n_test`, pooled over seeds (the same test images once a seed); `correct_unflagged` and
+        `n_test_unflagged`; `<measure>_mean` and `<measure>_sd` (sample standard deviation, missing for one seed) of
+        every measure and of `accuracy_unflagged`. Shares lie in [0, 1].
+    """
+    frame = scores.assign(mask=scores["mask"].fillna(""))
+    measures = [*MEASURES, "accuracy_unflagged"]
+    n_clean = frame["n_test_unflagged"].where(frame["n_test_unflagged"] > 0)
+    frame["accuracy_unflagged"] = frame["correct_unflagged"] / n_clean
+    frame[measures] = frame[measures].apply(pd.to_numeric, errors="coerce").astype("float64")
+    counts = ("correct", "n_test", "correct_unflagged", "n_test_unflagged")
+    named = {
+        "seeds": ("seed", "nunique"),
+        "n_train_low": ("n_train", "min"),
+        "n_train_high": ("n_train", "max"),
+        **{count: (count, "sum") for count in counts},
+        **{f"{m}_mean": (m, "mean") for m in measures},
+        **{f"{m}_sd": (m, "std") for m in measures},
+    }
+    summary = frame.groupby(list(CELL), as_index=False).agg(**named)
+    return _ordered(summary, [*CELL])
+
+
+def summary_table(scores: pd.DataFrame) -> pd.DataFrame:
+    """The headline as text for a terminal: a row for each method and mask, a column for each fraction.
+
+    Parameters
+    ----------
+    scores : DataFrame
+        A row for each (mask, method, fraction, seed) with `SCORE_COLUMNS`.
+
+    Returns
+    -------
+    DataFrame
+        Columns `method`, `mask`, and one a fraction with accuracy in percent, mean ± sd over seeds, and pooled k/n.
+    """
+    table = headline(summarise(scores))
+    names = [entry.text for entry in table.header]
+    rows = [[" ".join(part for part in entry if part) for entry in row] for row in table.rows]
+    return pd.DataFrame(rows, columns=names)
+
+
+def headline(summary: pd.DataFrame, *, unflagged: bool = False) -> Table:
+    """Accuracy by method, mask and fraction, from `summarise`; optionally over unflagged test images alone."""
+    suffix = "_unflagged" if unflagged else ""
+    fractions = sorted(summary["fraction"].unique())
+    most = int(summary["seeds"].max())
+    header = [Entry("method"), Entry("mask"), *(_fraction_header(summary, f) for f in fractions)]
+    rows = []
+    for mask, method in _pairs(summary):
+        of_pair = {row["fraction"]: row for row in _records(summary, mask, method)}
+        cells = [_accuracy(of_pair[f], suffix, most) if f in of_pair else Entry(UNDEFINED) for f in fractions]
+        rows.append((Entry(method), Entry(mask or UNDEFINED), *cells))
+    return Table(tuple(header), tuple(rows), names=2)
+
+
+def other_measures(summary: pd.DataFrame) -> Table:
+    """Every measure on the largest training fraction of each method and mask."""
+    header = (Entry("method"), Entry("mask"), Entry("training data"), *(Entry(text) for text in MEASURES.values()))
+    rows = []
+    for mask, method in _pairs(summary):
+        largest = max(_records(summary, mask, method), key=lambda row: float(row["fraction"]))
+        cells = [Entry(_mean_sd(largest[f"{m}_mean"], largest[f"{m}_sd"], percent=m == "accuracy")) for m in MEASURES]
+        rows.append((Entry(method), Entry(mask or UNDEFINED), Entry(f"{largest['fraction'] * 100:.4g} %"), *cells))
+    return Table(header, tuple(rows), names=3)
+
+
+def each_seed(scores: pd.DataFrame) -> Table:
+    """One row a fit, with k/n and the 95 % Wilson interval of the accuracy."""
+    names = ("method", "mask", "training data", "seed", "training images", "k/n", "accuracy", "95 % interval")
+    header = tuple(Entry(text) for text in (*names, *list(MEASURES.values())[1:]))
+    frame = _ordered(scores.assign(mask=scores["mask"].fillna("")), [*CELL, "seed"])
+    rows = []
+    for row in frame.to_dict("records"):
+        rest = [Entry(_number(row[m])) for m in list(MEASURES)[1:]]
+        interval = f"{row['interval_low'] * 100:.1f} to {row['interval_high'] * 100:.1f} %"
+        naming = (row["method"], row["mask"] or UNDEFINED, f"{row['fraction'] * 100:.4g} %", str(row["seed"]))
+        counts = (str(row["n_train"]), f"{row['correct']}/{row['n_test']}", f"{row['accuracy'] * 100:.1f} %", interval)
+        rows.append((*(Entry(text) for text in (*naming, *counts)), *rest))
+    return Table(header, tuple(rows), names=4)
+
+
+def mask_table(ledger: pd.DataFrame) -> Table:
+    """Images by mask policy, split and class: with a mask, fallen back to the whole image, failed."""
+    names = ("mask", "split", "class", "images", "ok", "fallback", "failed", "mean area of ok masks")
+    rows = []
+    for row in ledger.to_dict("records"):
+        naming = (row["mask"], str(row["split"]), row["class"] or "(no label)")
+        counts = (str(row[column]) for column in ("n", "ok", "fallback", "failed"))
+        area = UNDEFINED if pd.isna(row["mean_area"]) else f"{row['mean_area'] * 100:.1f} %"
+        rows.append(tuple(Entry(text) for text in (*naming, *counts, area)))
+    return Table(tuple(Entry(text) for text in names), tuple(rows), names=3)
+
+
+def plain(frame: pd.DataFrame, columns: Sequence[str], names: int) -> Table:
+    """Columns of a frame as they are; the first `names` of them name the row."""
+    rows = (tuple(Entry(str(value)) for value in row) for row in frame[list(columns)].itertuples(index=False))
+    return Table(tuple(Entry(column) for column in columns), tuple(rows), names)
+
+
+def has_flagged(scores: pd.DataFrame) -> bool:
+    """Whether any test image also occurs in training, as itself or through its group."""
+    return bool((scores["n_test_unflagged"] < scores["n_test"]).any())
+
+
+def _ordered(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    known = {method: position for position, method in enumerate(METHODS)}
+    rank = frame["method"].map(lambda m: known.get(m, len(known) - 1.5)).astype("float64")
+    return frame.assign(_rank=rank).sort_values(["_rank", *keys], ignore_index=True).drop(columns="_rank")
+
+
+def _pairs(summary: pd.DataFrame) -> Iterable[tuple[str, str]]:
+    return dict.fromkeys(zip(summary["mask"], summary["method"], strict=True))
+
+
+def _records(summary: pd.DataFrame, mask: str, method: str) -> list[dict[Hashable, Any]]:
+    return summary[(summary["mask"] == mask) & (summary["method"] == method)].to_dict("records")
+
+
+def _fraction_header(summary: pd.DataFrame, fraction: float) -> Entry:
+    rows = summary[summary["fraction"] == fraction]
+    low, high = int(rows["n_train_low"].min()), int(rows["n_train_high"].max())
+    span = str(low) if low == high else f"{low} to {high}"
+    return Entry(f"{fraction * 100:.4g} %", f"{span} training images")
+
+
+def _accuracy(row: Mapping[Hashable, Any], suffix: str, most_seeds: int) -> Entry:
+    if pd.isna(row[f"accuracy{suffix}_mean"]):
+        return Entry(UNDEFINED, "no test image")
+    seeds = int(row["seeds"])
+    missing = "" if seeds == most_seeds else f", {seeds} of {most_seeds} seeds"
+    text = _mean_sd(row[f"accuracy{suffix}_mean"], row[f"accuracy{suffix}_sd"], percent=True)
+    return Entry(text, f"({int(row[f'correct{suffix}'])}/{int(row[f'n_test{suffix}'])}{missing})")
+
+
+def _mean_sd(mean: float, sd: float, *, percent: bool) -> str:
+    if pd.isna(mean):
+        return UNDEFINED
+    scale, digits = (100, 1) if percent else (1, 3)
+    spread = "" if pd.isna(sd) else f" ± {sd * scale:.{digits}f}"
+    return f"{mean * scale:.{digits}f}{spread}"
+
+
+def _number(value: float | None) -> str:
+    return UNDEFINED if value is None or pd.isna(value) else f"{value:.3f}"

@@ -1,0 +1,179 @@
+"""Scores of one cell on the test rows, with intervals, and defined where a class is missing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manifests.types import expect_array
+
+CALIBRATION_BINS = 15
+"""Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 3."""
+Z_95 = 1.959963984540054
+"""97.5 % quantile of the normal distribution."""
+SUM_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What is reported of one cell; shares are in [0, 1], and None means undefined."""
+
+    n_train: int
+    n_test: int
+    correct: int
+    accuracy: float
+    balanced_accuracy: float
+    """Mean recall over the classes that occur in test."""
+    macro_f1: float
+    """Mean F1 over the classes that occur in test or among the predictions."""
+    auroc: float | None
+    """One class against the rest, mean over the classes that occur in test; None if test has one class only."""
+    ece: float
+    """Expected calibration error of the top class, in 15 bins of equal width."""
+    interval_low: float
+    """Lower end of the 95 % Wilson interval of the accuracy."""
+    interval_high: float
+    n_test_unflagged: int
+    """Test rows whose image and group do not occur in train."""
+    correct_unflagged: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Fields as JSON values; what is undefined is null."""
+        return json_numbers(asdict(self))
+
+    def numbers(self) -> dict[str, float]:
+        """Fields that are defined, for a commit record."""
+        return {name: float(value) for name, value in self.to_json().items() if value is not None}
+
+
+def json_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace floats that JSON does not know (NaN, infinity) by None."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+
+
+def score(
+    probabilities: NDArray[np.float64], truth: NDArray[np.int64], flagged: NDArray[np.bool_], n_train: int
+) -> Scores:
+    """Score predicted probabilities; of equal ones the class with the smaller index is predicted.
+
+    Parameters
+    ----------
+    probabilities : ndarray of float64, (n, K)
+        A column for every class of the data set, zeros for classes that training never saw; rows sum to 1.
+    truth : ndarray of int64, (n,)
+        Class index, in [0, K).
+    flagged : ndarray of bool, (n,)
+        True for test rows that also occur in train.
+    n_train : int
+        Rows of the training subset.
+
+    Returns
+    -------
+    Scores
+        Every field finite or None.
+
+    Raises
+    ------
+    ValueError
+        If there is no row, shapes or types do not fit, a row is no distribution, or a class index is out of range.
+    """
+    _check(probabilities, truth, flagged)
+    n, classes = probabilities.shape
+    predicted = probabilities.argmax(axis=1)
+    right = predicted == truth
+    counts = np.zeros((classes, classes), dtype=np.int64)
+    np.add.at(counts, (truth, predicted), 1)
+    low, high = wilson(int(right.sum()), n)
+    return Scores(
+        n_train=n_train,
+        n_test=n,
+        correct=int(right.sum()),
+        accuracy=float(right.mean()),
+        balanced_accuracy=_balanced_accuracy(counts),
+        macro_f1=_macro_f1(counts),
+        auroc=_auroc(probabilities, truth),
+        ece=_calibration_error(probabilities.max(axis=1), right),
+        interval_low=low,
+        interval_high=high,
+        n_test_unflagged=int((~flagged).sum()),
+        correct_unflagged=int((right & ~flagged).sum()),
+    )
+
+
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """95 % interval of a share by Wilson's score method (Journal of the American Statistical Association, 1927).
+
+    Parameters
+    ----------
+    correct : int
+        Successes, in [0, n].
+    n : int
+        Trials, at least 1.
+
+    Returns
+    -------
+    tuple[float, float]
+        Lower and upper end, in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If n is below 1 or `correct` lies outside.
+    """
+    if n < 1 or not 0 <= correct <= n:
+        raise ValueError(f"wilson: expected 0 <= correct <= n and n >= 1, got {correct} of {n}")
+    share, z2 = correct / n, Z_95**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    low = 0.0 if correct == 0 else centre - half
+    high = 1.0 if correct == n else centre + half
+    return max(0.0, low), min(1.0, high)
+
+
+def _check(probabilities: NDArray[np.float64], truth: NDArray[np.int64], flagged: NDArray[np.bool_]) -> None:
+    expect_array("probabilities", probabilities, (None, None), "float64")
+    expect_array("truth", truth, (len(probabilities),), "int64")
+    expect_array("flagged", flagged, (len(probabilities),), "bool")
+    if not len(truth):
+        raise ValueError("truth: expected at least one test row, got none")
+    if truth.min() < 0 or truth.max() >= probabilities.shape[1]:
+        raise ValueError(f"truth: expected class indices below {probabilities.shape[1]}, got up to {truth.max()}")
+    if not (probabilities >= 0).all() or not (np.abs(probabilities.sum(axis=1) - 1) < SUM_TOLERANCE).all():
+        raise ValueError("probabilities: expected rows of values in [0, 1] that sum to 1")
+
+
+def _balanced_accuracy(counts: NDArray[np.int64]) -> float:
+    occurs = counts.sum(axis=1) > 0
+    return float((np.diag(counts)[occurs] / counts.sum(axis=1)[occurs]).mean())
+
+
+def _macro_f1(counts: NDArray[np.int64]) -> float:
+    total = counts.sum(axis=1) + counts.sum(axis=0)
+    occurs = total > 0
+    return float((2 * np.diag(counts)[occurs] / total[occurs]).mean())
+
+
+def _auroc(probabilities: NDArray[np.float64], truth: NDArray[np.int64]) -> float | None:
+    """Probability that a row of the class ranks above another row, ties half; averaged over classes."""
+    from scipy.stats import rankdata
+
+    areas = []
+    for label in np.unique(truth):
+        positive = truth == label
+        n_positive, n_negative = int(positive.sum()), int((~positive).sum())
+        if not n_negative:
+            return None
+        ranks = rankdata(probabilities[:, label])[positive].sum()
+        areas.append((ranks - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
+    return float(np.mean(areas))
+
+
+def _calibration_error(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> float:
+    bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins, weights=confidence - right, minlength=CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / len(right))

@@ -1,0 +1,256 @@
+"""The embedded model with its real weights, and open_clip's vision transformers with random ones."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from manifests.errors import WeightsError
+from stages.base import StageContext
+from stages.embeddings.settings import EmbeddingsSettings
+from stages.embeddings.stage import Embeddings
+from stages.models import card, open_clip_files, weights
+from stages.models.clip import ClipModel, load_clip, resize
+from stages.models.converted import Converted
+from stages.models.lite0 import load_lite0_state
+from stages.models.lite0_minilm import minilm_folder
+from stages.models.make_heads import class_prompts
+from stages.models.weights import WeightsFolder
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (8, 96, 96, 3), dtype=np.uint8)
+TINY = {
+    "embed_dim": 32,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2},
+}
+TINY_NAME = "open_clip:tiny-quickgelu"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def weights_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A weights folder of this module's own; conversion happens once in it."""
+    folder = tmp_path_factory.mktemp("weights")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(weights.ENVIRONMENT, str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def lite0(weights_folder: Path) -> ClipModel:
+    return load_clip("lite0-minilm", "cpu", "float32")
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A QuickGELU vision transformer of open_clip's that is small enough for a test, with random weights."""
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-quickgelu", TINY)
+    for module in (card, open_clip_files):
+        monkeypatch.setattr(module, "architecture_config", lambda _name: TINY)
+    torch.manual_seed(0)
+    return open_clip_files.build("tiny-quickgelu")
+
+
+def save(model: Any, path: Path, **changed: Tensor) -> Path:
+    save_file({**{k: v.contiguous() for k, v in model.state_dict().items()}, **changed}, path)
+    return path
+
+
+def test_imagenet_names_find_their_rows_of_the_classifier(lite0: ClipModel) -> None:
+    rows = load_lite0_state()["classifier.weight"]
+    chosen = torch.arange(0, 1000, 5)
+    prompts = class_prompts()
+    bank = lite0.encode_text([prompts[i][0] for i in chosen.tolist()], "trunk")
+    scores = bank @ torch.nn.functional.normalize(rows - rows.mean(dim=0), dim=1).T
+    assert (scores.argmax(dim=1) == chosen).float().mean() > 0.85
+
+
+def test_vectors_do_not_depend_on_the_batch(lite0: ClipModel) -> None:
+    together = lite0.encode_image(IMAGES, "trunk", tokens=True)
+    alone = [lite0.encode_image(IMAGES[i : i + 1], "trunk", tokens=True) for i in range(8)]
+    torch.testing.assert_close(torch.cat([e.vectors for e in alone]), together.vectors, atol=1e-4, rtol=0)
+    assert together.tokens is not None
+    torch.testing.assert_close(together.tokens.norm(dim=2) > 0, torch.ones(8, 49, dtype=torch.bool))
+
+
+def test_mean_of_tokens_is_the_vector(lite0: ClipModel) -> None:
+    for features in ("trunk", "projected"):
+        encoding = lite0.encode_image(IMAGES[:2], features, tokens=True)  # type: ignore[arg-type]
+        assert encoding.tokens is not None
+        pooled = torch.nn.functional.normalize(encoding.tokens.mean(dim=1), dim=1)
+        torch.testing.assert_close(pooled, encoding.vectors, atol=1e-5, rtol=0)
+
+
+def test_texts_lifted_into_trunk_space_rank_as_projected_ones(lite0: ClipModel) -> None:
+    texts = ["a photo of a cat", "an X-ray of a chest", "a truck"]
+    trunk = lite0.encode_image(IMAGES, "trunk", tokens=False).vectors @ lite0.encode_text(texts, "trunk").T
+    projected = lite0.encode_image(IMAGES, "projected", tokens=False).vectors @ lite0.encode_text(texts, "projected").T
+    ratio = trunk / projected
+    torch.testing.assert_close(ratio, ratio[:, :1].expand(-1, 3), atol=1e-3, rtol=1e-3)
+    assert (ratio > 0).all()
+    assert (ratio <= 1 + 1e-4).all()
+
+
+def test_towers_are_those_of_open_clips_own_model(lite0: ClipModel) -> None:
+    text = {**card.LITE0_MINILM["text_cfg"], "hf_model_name": str(minilm_folder()), "hf_model_pretrained": False}
+    model = open_clip.CustomTextCLIP(**{**card.LITE0_MINILM, "text_cfg": text}).eval()
+    model.load_state_dict(Converted("lite0-minilm", WeightsFolder()).tensors(""))
+    preprocess = open_clip.image_transform(224, is_train=False, mean=(0.5,) * 3, std=(0.5,) * 3)
+    tokens = open_clip.tokenizer.HFTokenizer(str(minilm_folder()), context_length=64)(["a photo of a cat"])
+    with torch.inference_mode():
+        image = model.encode_image(preprocess(Image.fromarray(IMAGES[0]))[None], normalize=True)
+        name = model.encode_text(tokens, normalize=True)
+    ours = lite0.encode_image(IMAGES[:1], "projected", tokens=False).vectors
+    torch.testing.assert_close(ours, image, atol=1e-3, rtol=0)
+    torch.testing.assert_close(lite0.encode_text(["a photo of a cat"], "projected"), name, atol=1e-5, rtol=0)
+
+
+def test_resize_is_pillows_to_one_grey_level() -> None:
+    image = IMAGES[0, :, :50]
+    expected = np.asarray(Image.fromarray(image).resize((224, 224), Image.Resampling.BICUBIC))
+    ours = resize(torch.tensor(image), 224).permute(1, 2, 0).numpy()
+    assert np.abs(ours.astype(int) - expected).max() <= 1
+
+
+def test_bfloat16_is_close_to_float32(lite0: ClipModel) -> None:
+    half = load_clip("lite0-minilm", "cpu", "bfloat16").encode_image(IMAGES[:2], "trunk", tokens=False).vectors
+    assert half.dtype == torch.float32
+    assert ((half * lite0.encode_image(IMAGES[:2], "trunk", tokens=False).vectors).sum(dim=1) > 0.995).all()
+
+
+def test_nothing_is_asked_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a socket was used")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    model = load_clip("lite0-minilm", "cpu", "float32")
+    assert model.encode_text(["a"], "trunk").shape == (1, 1280)
+
+
+def test_second_load_reads_the_kept_file(lite0: ClipModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.models.converted.convert", lambda *_: pytest.fail("converted again"))
+    again = load_clip("lite0-minilm", "cpu", "float32").encode_image(IMAGES[:1], "trunk", tokens=False).vectors
+    assert torch.equal(again, lite0.encode_image(IMAGES[:1], "trunk", tokens=False).vectors)
+
+
+def test_damaged_kept_file_is_made_again(tmp_path: Path) -> None:
+    Converted("lite0-minilm", WeightsFolder(tmp_path))
+    (file,) = (tmp_path / "derived").glob("*.safetensors")
+    before = file.read_bytes()
+    file.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    Converted("lite0-minilm", WeightsFolder(tmp_path))
+    assert file.read_bytes() == before
+    assert len(list(file.parent.iterdir())) == 2
+
+
+def test_folder_that_cannot_be_written_only_costs_the_conversion(tmp_path: Path) -> None:
+    (tmp_path / "derived").write_text("a file where the folder should be")
+    weights = Converted("lite0-minilm", WeightsFolder(tmp_path))
+    assert weights.tensors("visual.head.")["proj.weight"].shape == (256, 1280)
+
+
+def test_altered_heads_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "lite0_minilm_heads.safetensors"
+    heads = load_file(shutil.copy(weights.SHIPPED / name, tmp_path / name))
+    save_file(heads | {"logit_scale": torch.tensor(0.0)}, tmp_path / name)
+    monkeypatch.setattr(weights, "SHIPPED", tmp_path)
+    with pytest.raises(WeightsError, match="altered"):
+        Converted("lite0-minilm", WeightsFolder(tmp_path / "empty"))
+
+
+def test_batch_that_does_not_fit_is_halved(lite0: ClipModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = lite0.encode_image(IMAGES, "trunk", tokens=False).vectors
+    tower, sizes = lite0._image, []
+
+    def small(pixels: Tensor) -> Any:
+        sizes.append(len(pixels))
+        if len(pixels) > 3:
+            raise torch.OutOfMemoryError("no room")
+        return tower(pixels)
+
+    small.projection = tower.projection  # type: ignore[attr-defined]
+    monkeypatch.setattr(lite0, "_image", small)
+    torch.testing.assert_close(lite0.encode_image(IMAGES, "trunk", tokens=False).vectors, expected, atol=1e-4, rtol=0)
+    assert sizes == [8, 4, 2, 2, 4, 2, 2]
+
+
+def test_vit_from_a_local_file_is_open_clips(tiny: Any, tmp_path: Path) -> None:
+    with torch.inference_mode():
+        preprocess = open_clip.image_transform(32, is_train=False)
+        expected = tiny.encode_image(preprocess(Image.fromarray(IMAGES[0]))[None], normalize=True)
+        name = tiny.encode_text(open_clip.tokenize(["a cat"]), normalize=True)
+    WeightsFolder().add(TINY_NAME, save(tiny, tmp_path / "tiny.safetensors"))
+    model = load_clip(TINY_NAME, "cpu", "float32")
+    ours = model.encode_image(IMAGES[:1], "projected", tokens=False).vectors
+    torch.testing.assert_close(ours, expected, atol=5e-3, rtol=0)
+    torch.testing.assert_close(model.encode_text(["a cat"], "projected"), name, atol=1e-5, rtol=0)
+    assert (model.card["activation"], model.card["dims"]) == ("quickgelu", {"trunk": 64, "projected": 32})
+
+
+def test_vit_trunk_times_projection_is_projected(tiny: Any, tmp_path: Path) -> None:
+    proj = tiny.visual.proj.detach().clone()
+    WeightsFolder().add(TINY_NAME, save(tiny, tmp_path / "tiny.safetensors"))
+    model = load_clip(TINY_NAME, "cpu", "float32")
+    trunk, projected = (model.encode_image(IMAGES[:3], f, tokens=True) for f in ("trunk", "projected"))  # type: ignore[arg-type]
+    lifted = torch.nn.functional.normalize(trunk.vectors @ proj, dim=1)
+    torch.testing.assert_close(lifted, projected.vectors, atol=1e-5, rtol=0)
+    assert trunk.tokens is not None
+    torch.testing.assert_close(trunk.tokens @ proj, projected.tokens, atol=1e-4, rtol=0)
+    assert (trunk.grid, trunk.tokens.shape) == ((2, 2), (3, 4, 64))
+
+
+@pytest.mark.parametrize(("key", "shape"), [("visual.positional_embedding", (10, 64)), ("visual.proj", (64, 16))])
+def test_file_of_another_architecture_is_refused(tiny: Any, tmp_path: Path, key: str, shape: tuple[int, int]) -> None:
+    file = save(tiny, tmp_path / "other.safetensors", **{key: torch.zeros(shape)})
+    with pytest.raises(WeightsError, match=key):
+        WeightsFolder(tmp_path / "w").add(TINY_NAME, file)
+
+
+def test_archive_that_holds_code_is_refused(tiny: Any, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "ViT-B-32.pt", "w") as archive:
+        archive.writestr("ViT-B-32/code/__torch__.py", "")
+    with pytest.raises(WeightsError, match="TorchScript archive"):
+        WeightsFolder(tmp_path / "w").add(TINY_NAME, tmp_path / "ViT-B-32.pt")
+
+
+@pytest.mark.parametrize("name", ["RN50", "ViT-B-16-SigLIP", "coca_ViT-B-32", "roberta-ViT-B-32", "ViT-B-33"])
+def test_architecture_without_defined_features_is_refused(name: str) -> None:
+    with pytest.raises(WeightsError, match=name):
+        card.feature_dims(f"open_clip:{name}")
+
+
+def test_identity_and_outputs_need_no_torch() -> None:
+    code = (
+        "import sys; from stages.base import StageContext\n"
+        "from stages.embeddings.settings import EmbeddingsSettings\n"
+        "from stages.embeddings.stage import Embeddings\n"
+        "stage = Embeddings(EmbeddingsSettings(), StageContext({'masks': 'a'}))\n"
+        "stage.identity(), stage.outputs(), stage.attributes(), stage.projected_bytes(64)\n"
+        "sys.exit('torch' in sys.modules or 'open_clip' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_declared_outputs_are_what_the_model_gives(lite0: ClipModel) -> None:
+    stage = Embeddings(EmbeddingsSettings(tokens=True), StageContext())
+    image, tokens, _ = stage.outputs()
+    encoding = lite0.encode_image(IMAGES[:1], "trunk", tokens=True)
+    assert encoding.tokens is not None
+    assert (encoding.vectors.shape[1], tuple(encoding.tokens.shape[1:])) == (image.item_shape[1], tokens.item_shape)
+    assert stage.attributes()["card"] == {**lite0.card, "features": "trunk"}

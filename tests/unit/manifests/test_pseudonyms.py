@@ -1,0 +1,78 @@
+"""Patients are known by salted hashes only."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from manifests.errors import InventoryError
+from manifests.inventory import Scan, scan
+from manifests.pseudonyms import read_salt
+from tests.unit.manifests.pictures import put
+
+
+@pytest.fixture(autouse=True)
+def salt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    file = tmp_path / "private" / "salt"
+    monkeypatch.setenv("MEDFOCUS_SALT_FILE", str(file))
+    return file
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    return folder
+
+
+def with_csv(source: Path, text: str, columns: dict[str, str] | None = None) -> Scan:
+    return scan(source, columns, put(source.parent, "labels.csv", text.encode()))
+
+
+def test_salt_is_made_once_private_and_not_the_group_itself(source, salt):
+    put(source, "a.png", 1)
+    text = "file,group\na.png,DOE^JANE\n"
+    first, second = with_csv(source, text), with_csv(source, text)
+    assert first == second
+    assert len(first.salt_id) == 8
+    assert stat.S_IMODE(salt.stat().st_mode) == 0o600
+    assert "DOE" not in repr(first)
+    assert len(list(salt.parent.iterdir())) == 1
+
+
+def test_another_salt_gives_another_pseudonym(source, salt, monkeypatch):
+    put(source, "a.png", 1)
+    first = with_csv(source, "file,group\na.png,7\n")
+    monkeypatch.setenv("MEDFOCUS_SALT_FILE", str(salt.with_name("other")))
+    second = with_csv(source, "file,group\na.png,7\n")
+    assert first.items[0].group_id != second.items[0].group_id
+    assert first.salt_id != second.salt_id
+
+
+def test_no_group_needs_no_salt(source, salt):
+    put(source, "a/1.png", 1)
+    assert scan(source).salt_id == ""
+    assert not salt.exists()
+
+
+def test_default_salt_lies_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("MEDFOCUS_SALT_FILE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    value = read_salt()
+    assert (tmp_path / ".config/medfocus/salt").read_text().strip() == value
+
+
+def test_salt_of_a_process_that_was_first_stays(salt, monkeypatch):
+    put(salt.parent, "salt", b"first\n")
+    monkeypatch.setattr(Path, "exists", lambda self: False)
+    assert read_salt() == "first"
+    assert len(list(salt.parent.iterdir())) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff"])
+def test_unusable_salt_is_refused(salt, content):
+    put(salt.parent, "salt", content)
+    with pytest.raises(InventoryError, match="salt"):
+        read_salt()

@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from manifests.errors import ReadError, StoreError
+from manifests.types import ImageRow, Split, Status, UnitResult
+from stages.base import StageContext
+from stages.embeddings import stage as module
+from stages.embeddings.settings import EmbeddingsSettings
+from stages.embeddings.stage import Embeddings
+from stages.embeddings.views import cell_coverage, model_box, token_weights
+from stages.images import Placement, composite, content, letterbox, place
+from stages.models.card import architecture_config, check_same_card, feature_dims
+from stages.models.registry import entry
+
+S = 64
+GRID = (2, 2)
+IMAGE = np.random.default_rng(5).integers(1, 256, (40, 80, 3), dtype=np.uint8)
+CANVAS, PLACEMENT = letterbox(IMAGE, S)
+LEFT = content(PLACEMENT, S) & (np.arange(S) < S // 2)
+
+
+class FakeModel:
+    """Token = mean colour of a quarter of what it is shown, and 1; vector = mean of the tokens, in unit length."""
+
+    def __init__(self) -> None:
+        self.passes: list[tuple[int, bool]] = []
+        self.seen: list[NDArray[np.uint8]] = []
+
+    def encode_image(self, images: Sequence[NDArray[np.uint8]], _features: str, *, tokens: bool) -> Any:
+        self.passes.append((len(images), tokens))
+        self.seen += images
+        cells = np.stack([self.cells(i) for i in images])
+        vectors = cells.mean(axis=1)
+        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return SimpleNamespace(vectors=vectors, tokens=cells if tokens else None, grid=GRID)
+
+    def cells(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        halves = [part for half in np.array_split(image, 2) for part in np.array_split(half, 2, axis=1)]
+        return np.array([[*part.mean(axis=(0, 1)), 1] for part in halves], np.float32)
+
+
+class FakeSource:
+    """Hands out one image; an error is raised."""
+
+    def __init__(self, image: Any = IMAGE) -> None:
+        self.image, self.reads = image, 0
+
+    def read(self, _row: ImageRow) -> NDArray[np.uint8]:
+        self.reads += 1
+        if isinstance(self.image, ReadError):
+            raise self.image
+        return self.image
+
+
+class FakeWeights:
+    """Digests without files."""
+
+    def digests(self, name: str) -> dict[str, str]:
+        return {name: "0" * 64}
+
+
+@pytest.fixture(autouse=True)
+def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "feature_dims", lambda _name: {"trunk": 4, "projected": 2})
+    monkeypatch.setattr(module, "token_grid", lambda _name: GRID)
+    monkeypatch.setattr(module, "WeightsFolder", FakeWeights)
+
+
+def rows(n: int) -> list[ImageRow]:
+    return [
+        ImageRow(7 + i, f"{i:016x}", "a.png", "", "0" * 64, 1, 80, 40, "RGB", "x", Split.TEST, "g", "", "")
+        for i in range(n)
+    ]
+
+
+def masks(n: int, mask: NDArray[np.bool_] = LEFT, status: Status = Status.OK) -> dict[str, NDArray[Any]]:
+    return {
+        "mask": np.stack([mask] * n),
+        "masked_image": np.stack([composite(CANVAS, mask, "masked", PLACEMENT)] * n),
+        "placement": np.stack([PLACEMENT.array()] * n),
+        "status": np.full(n, status, np.uint8),
+    }
+
+
+def embed(
+    upstream: dict[str, NDArray[Any]], source: Any = None, model: FakeModel | None = None, **settings: Any
+) -> UnitResult:
+    context = StageContext(upstream={"masks": "f" * 64}, batch_items=2)
+    stage = Embeddings(EmbeddingsSettings(canvas_px=S, **settings), context)
+    stage.model = model or FakeModel()  # type: ignore[assignment]
+    return stage.process(rows(len(upstream["status"])), source or FakeSource(), {"masks": upstream})
+
+
+def colour(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    vector = FakeModel().cells(image).mean(axis=0)
+    return vector / np.linalg.norm(vector)
+
+
+def test_views_stand_in_the_asked_order() -> None:
+    image = embed(masks(1), views=("masked", "original")).arrays["image"]
+    assert image.shape == (1, 2, 4)
+    np.testing.assert_allclose(image[0, 0], colour(masks(1)["masked_image"][0]), rtol=1e-6)
+    np.testing.assert_allclose(image[0, 1], colour(CANVAS), rtol=1e-6)
+
+
+def test_stored_masked_image_needs_no_source() -> None:
+    source = FakeSource(ReadError("file.missing"))
+    result = embed(masks(3), source, views=("masked",), compositing="masked")
+    assert source.reads == 0
+    assert [i.status for i in result.items] == [Status.OK] * 3
+
+
+@pytest.mark.parametrize("stored", [None, "overlay"])
+def test_view_in_another_compositing_is_composed_anew(stored: str | None) -> None:
+    model, upstream = FakeModel(), masks(1)
+    upstream["masked_image"] = np.zeros_like(upstream["masked_image"])
+    embed(upstream, model=model, views=("masked",), compositing=stored)
+    np.testing.assert_array_equal(model.seen[0], composite(CANVAS, LEFT, "masked", PLACEMENT))
+
+
+def test_roi_ring_tokens_and_original_share_one_pass() -> None:
+    model = FakeModel()
+    embed(masks(3), model=model, views=("roi", "ring", "original"), tokens=True)
+    assert model.passes == [(2, True), (1, True)]
+
+
+def test_roi_is_the_mean_of_the_tokens_under_the_mask() -> None:
+    result = embed(masks(1), views=("roi", "ring"), resize="squash")
+    cells = FakeModel().cells(CANVAS[PLACEMENT.slices])
+    left, right = cells[[0, 2]].mean(axis=0), cells[[1, 3]].mean(axis=0)
+    np.testing.assert_allclose(result.arrays["image"][0, 0], left / np.linalg.norm(left), rtol=1e-5)
+    np.testing.assert_allclose(result.arrays["image"][0, 1], right / np.linalg.norm(right), rtol=1e-5)
+
+
+def test_ring_of_a_full_mask_is_the_whole_image() -> None:
+    result = embed(masks(1, content(PLACEMENT, S)), views=("ring", "original"))
+    assert result.items[0].status == Status.OK
+    np.testing.assert_array_equal(*result.arrays["image"][0])
+
+
+def test_crop_fills_a_canvas_of_its_own_that_is_used_whole() -> None:
+    model = FakeModel()
+    embed(masks(1), model=model, views=("crop", "original"), resize="squash")
+    assert [i.shape for i in model.seen] == [(S, S, 3), (S // 2, S, 3)]
+
+
+def test_fallback_stays_fallback_and_shows_the_whole_image() -> None:
+    upstream = masks(1, np.zeros((S, S), bool), Status.FALLBACK)
+    result = embed(upstream, views=("binary", "crop"))
+    assert (result.items[0].status, result.items[0].reason) == (Status.FALLBACK, "mask.fallback")
+    assert result.arrays["status"].tolist() == [Status.FALLBACK]
+    np.testing.assert_allclose(result.arrays["image"][0, 1], colour(CANVAS), rtol=1e-6)
+
+
+def test_row_that_failed_upstream_is_neither_read_nor_encoded() -> None:
+    upstream, source, model = masks(3), FakeSource(), FakeModel()
+    upstream["status"][1] = Status.FAILED
+    result = embed(upstream, source, model, views=("original",))
+    assert [i.reason for i in result.items] == ["", "upstream.failed", ""]
+    assert (source.reads, sum(n for n, _ in model.passes)) == (2, 2)
+    assert np.isnan(result.arrays["image"][1]).all()
+    assert np.isfinite(result.arrays["image"][[0, 2]]).all()
+
+
+def test_unreadable_image_is_a_failed_row() -> None:
+    result = embed(masks(1), FakeSource(ReadError("decode.truncated")), views=("original", "masked"))
+    assert [(i.row, i.status, i.reason) for i in result.items] == [(7, Status.FAILED, "decode.truncated")]
+
+
+def test_image_of_another_shape_than_its_mask_is_a_failed_row() -> None:
+    result = embed(masks(1), FakeSource(IMAGE[:, :50]), views=("original",))
+    assert result.items[0].reason == "placement.changed"
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0])
+def test_vector_without_direction_is_a_failed_row(bad: float) -> None:
+    class Broken(FakeModel):
+        def encode_image(self, images: Any, features: str, *, tokens: bool) -> Any:
+            encoding = super().encode_image(images, features, tokens=tokens)
+            encoding.vectors[0] = bad
+            return encoding
+
+    result = embed(masks(2), model=Broken(), views=("original",))
+    assert [i.reason for i in result.items] == ["embedding.nonfinite", ""]
+    assert np.isnan(result.arrays["image"][0]).all()
+
+
+def test_tokens_are_unit_vectors_in_half_precision() -> None:
+    tokens = embed(masks(2), tokens=True).arrays["tokens"]
+    assert (tokens.shape, tokens.dtype) == ((2, 4, 4), np.float16)
+    np.testing.assert_allclose(np.linalg.norm(tokens.astype(np.float32), axis=-1), 1, atol=1e-3)
+
+
+def test_outputs_are_what_process_returns() -> None:
+    settings = EmbeddingsSettings(canvas_px=S, tokens=True)
+    specs = Embeddings(settings, StageContext()).outputs()
+    arrays = embed(masks(2), tokens=True).arrays
+    assert [s.name for s in specs] == ["image", "tokens", "status"]
+    assert all(arrays[s.name].shape == (2, *s.item_shape) and arrays[s.name].dtype == s.dtype for s in specs)
+
+
+def test_mask_of_another_canvas_is_refused() -> None:
+    stage = Embeddings(EmbeddingsSettings(canvas_px=128), StageContext(upstream={"masks": ""}))
+    with pytest.raises(ValueError, match=r"masks.mask: expected \(1, 128, 128\) bool"):
+        stage.process(rows(1), FakeSource(), {"masks": masks(1)})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("change", [{"resize": "crop"}, {"features": "projected"}, {"views": ("original",)}])
+def test_settings_that_change_vectors_change_the_fingerprint(change: dict[str, Any]) -> None:
+    context = StageContext(upstream={"masks": "a"}, batch_items=8)
+    plain = Embeddings(EmbeddingsSettings(), context).identity().fingerprint
+    assert Embeddings(EmbeddingsSettings(**change), context).identity().fingerprint != plain
+    assert Embeddings(EmbeddingsSettings(), StageContext({"masks": "a"}, batch_items=1)).identity().fingerprint == plain
+    assert Embeddings(EmbeddingsSettings(), StageContext({"masks": "b"})).identity().fingerprint != plain
+
+
+@pytest.mark.parametrize(
+    ("resize", "box"), [("letterbox", (0, 0, 64, 64)), ("squash", (16, 0, 32, 64)), ("crop", (16, 16, 32, 32))]
+)
+def test_model_sees_its_part_of_the_canvas(resize: str, box: tuple[int, ...]) -> None:
+    assert model_box(place(40, 80, S), S, resize) == Placement(*box)
+
+
+def test_coverage_is_exact_where_cells_cut_pixels() -> None:
+    region = np.zeros((3, 5), bool)
+    region[1, 2] = True
+    np.testing.assert_allclose(cell_coverage(region, (2, 2)), [0.25 / 3.75] * 4, rtol=1e-6)
+
+
+def test_padding_is_neither_inside_nor_outside() -> None:
+    weights = token_weights(np.ones((S, S), bool), PLACEMENT, Placement(0, 0, S, S), (4, 4))
+    np.testing.assert_allclose(weights["roi"].reshape(4, 4)[:, 0], [0, 1, 1, 0])
+    assert not weights["ring"].any()
+
+
+def test_vectors_of_two_models_do_not_mix() -> None:
+    card = {"name": "a", "weights": {"f": "0"}, "mean": [0.5], "features": "trunk", "dtype": "float32"}
+    check_same_card(card, card | {"mean": (0.5,), "dtype": "bfloat16"})
+    for change in ({"weights": {"f": "1"}}, {"features": "projected"}, {"mean": [0.4]}):
+        with pytest.raises(StoreError, match=next(iter(change))):
+            check_same_card(card, card | change)
+
+
+@pytest.mark.parametrize(
+    ("name", "trunk", "projected"),
+    [("clip-vit-b-32", 768, 512), ("clip-vit-b-16", 768, 512), ("clip-vit-l-14", 1024, 768)],
+)
+def test_openai_models_have_quickgelu_and_the_published_widths(name: str, trunk: int, projected: int) -> None:
+    assert architecture_config(entry(name).architecture)["quick_gelu"] is True
+    assert feature_dims(name) == {"trunk": trunk, "projected": projected}
