@@ -32,22 +32,27 @@ class EventLog:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
             size = os.fstat(self._descriptor).st_size
-            if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
-                # A killed process left half a line; the next event must not become part of it.
-                os.write(self._descriptor, b"\n")
+            self._torn = size > 0 and os.pread(self._descriptor, 1, size - 1) != b"\n"
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one event with its time (`event`, `time` in UTC, then the fields: JSON values).
 
         Raises
         ------
+        ValueError
+            If a field is NaN or infinite.
         StoreError
             If it cannot be written.
         """
-        line = json.dumps({"event": event, "time": now(), **fields}) + "\n"
+        line = json.dumps({"event": event, "time": now(), **fields}, allow_nan=False) + "\n"
+        # A kill or a full disk left half a line: this event must not become part of it.
+        data = (("\n" if self._torn else "") + line).encode("ascii")
         with disk.disk_errors(f"write {disk.place(self._path)}", self._path):
-            # One call a line, so that lines of several processes do not mix.
-            os.write(self._descriptor, line.encode("ascii"))
+            while data:
+                self._torn = True
+                # One call a line, so that lines of several processes do not mix; a second one only on a full disk.
+                data = data[os.write(self._descriptor, data) :]
+            self._torn = False
 
     def close(self) -> None:
         """Close the file; closing twice is no error."""

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 import uuid
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from manifests import disk
 from manifests.errors import StoreError
 from manifests.fingerprint import digest_file
 from manifests.layout import UnitPaths
 from manifests.records import Commit
-from manifests.store import StageStore, metadata_problems
+from manifests.store import StageStore, group_files, metadata_problems
+from manifests.types import ArraySpec
 from manifests.units import committed_units, read_commit
 
 
@@ -103,6 +107,66 @@ def _problem(path: Path, size: int, digest: str) -> str:
         return "missing"
 
 
+def restore_metadata(
+    root: Path, specs: Sequence[ArraySpec], n_items: int, chunk_items: int, attributes: Mapping[str, Any]
+) -> list[str]:
+    """Write a store's missing or damaged metadata files anew, so that its shards need not be computed again.
+
+    Parameters
+    ----------
+    root : Path
+        Folder of the store.
+    specs : Sequence[ArraySpec]
+        Arrays that the stage writes.
+    n_items : int
+        Rows of the drop, N.
+    chunk_items : int
+        Rows of a unit, B.
+    attributes : Mapping[str, Any]
+        JSON values that the stage stores with its arrays.
+
+    Returns
+    -------
+    list[str]
+        Paths of the files that were written, relative to `root`.
+
+    Raises
+    ------
+    StoreError
+        If another version wrote the store, an intact file says other than the arguments, or the disk fails.
+    """
+    data = UnitPaths(root).data
+    files = group_files(specs, n_items, chunk_items, attributes)
+    problems = dict(metadata_problems(root))
+    if foreign := [problem for problem in problems.values() if not problem.startswith(("missing", "damaged"))]:
+        raise StoreError(f"{disk.place(root)} is {foreign[0]}.", "Use the version that wrote it.")
+    # Without the group's file no digest tells whether an array's file is intact; then it is if it can be read.
+    no_digests = "data.zarr/zarr.json" in problems
+    written = []
+    with disk.disk_errors(f"write {disk.place(data)}", data):
+        for name, text in files.items():
+            file = data / name
+            if file.is_file() and file.read_bytes() == text:
+                continue
+            if f"data.zarr/{name}" not in problems and not (no_digests and not _is_json(file)):
+                raise StoreError(
+                    f"{disk.place(file)} is intact, but not as these settings, or this version of Zarr, write it.",
+                    "Use the settings and the version that made the store.",
+                )
+            file.parent.mkdir(parents=True, exist_ok=True)
+            disk.write_atomic(file, text.decode("ascii"))
+            written.append(f"data.zarr/{name}")
+    return written
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        json.loads(file.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
 def gc(root: Path, older_than_s: float, *, dry_run: bool) -> list[Path]:
     """Delete what killed processes left in staging/.
 
@@ -144,11 +208,8 @@ def _folders(staging: Path) -> list[Path]:
 
 
 def _last_change(folder: Path) -> float:
-    """Youngest modification time of a folder and all below it, in seconds since 1970."""
-    times = [0.0]
-    for path in (folder, *folder.rglob("*")):
-        try:
-            times.append(path.lstat().st_mtime)
-        except FileNotFoundError:
-            continue
-    return max(times)
+    """Youngest modification time of a folder and all below it, in seconds since 1970; now if something vanishes."""
+    try:
+        return max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
+    except FileNotFoundError:
+        return time.time()

@@ -81,17 +81,18 @@ def load_record(root: Path, unit: str) -> Commit | None:
     Raises
     ------
     StoreError
-        If the record is missing from its folder, damaged, or written by another version.
+        If the record is missing from its folder, damaged, forbidden, or written by another version.
     """
     paths = UnitPaths(root)
     name = f"{disk.place(root)}/commits/{unit}"
-    for _ in range(LOOKS):
-        try:
-            return parse_record(paths.record(unit).read_bytes(), name)
-        except FileNotFoundError:
-            if not paths.commit(unit).exists():
-                return None
-            time.sleep(LOOK_EVERY_S)
+    with disk.disk_errors(f"read {name}", root):
+        for _ in range(LOOKS):
+            try:
+                return parse_record(paths.record(unit).read_bytes(), name)
+            except FileNotFoundError:
+                if not paths.commit(unit).exists():
+                    return None
+                time.sleep(LOOK_EVERY_S)
     raise StoreError(f"{name} has no commit.json.", REPAIR)
 
 

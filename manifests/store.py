@@ -18,13 +18,13 @@ from manifests.layout import UnitPaths
 from manifests.shards import array_metadata, check_specs, shard_key
 from manifests.types import ArraySpec, Chunk
 
-__all__ = ["SCHEMA_VERSION", "StageStore", "make_folders", "metadata_problems", "write_atomic"]
+__all__ = ["SCHEMA_VERSION", "StageStore", "group_files", "make_folders", "metadata_problems", "write_atomic"]
 
 SCHEMA = "medfocus.map-store"
 SCHEMA_VERSION = 1
 OWN = ("schema", "schema_version", "n_items", "chunk_items", "specs", "metadata_sha256", "attributes_sha256")
 """Group attributes that belong to the store; all others are the stage's."""
-RESTORE = "Restore it from a copy, or move {folder} away and run again: it is computed anew."
+RESTORE = "Run: pipeline repair. If that does not help, move {folder} away and run again: it is computed anew."
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,10 @@ class StageStore:
             If the arguments cannot make a store.
         """
         asked = _group_attributes(specs, n_items, chunk_items, attributes)
-        if not UnitPaths(root).data.exists():
-            _create(root, specs, asked)
+        with disk.disk_errors(f"read {disk.place(root)}", root):
+            missing = not UnitPaths(root).data.exists()
+        if missing:
+            _create(root, group_files(specs, n_items, chunk_items, attributes))
         store = cls.load(root)
         stored = _group_attributes(store.specs, store.n_items, store.chunk_items, store.attributes)
         for key, theirs, ours in _differences(stored, asked):
@@ -95,13 +97,14 @@ class StageStore:
         StoreError
             If there is none, it is damaged, or another version wrote it.
         """
-        for path, problem in metadata_problems(root):
-            raise StoreError(f"{disk.place(root)}: {path} is {problem}.", RESTORE.format(folder=disk.place(root)))
         data = UnitPaths(root).data
-        stored = json.loads((data / "zarr.json").read_bytes())["attributes"]
-        specs = tuple(_spec(entry) for entry in stored["specs"])
+        with disk.disk_errors(f"read {disk.place(root)}", root):
+            for path, problem in metadata_problems(root):
+                raise StoreError(f"{disk.place(root)}: {path} is {problem}.", RESTORE.format(folder=disk.place(root)))
+            stored = json.loads((data / "zarr.json").read_bytes())["attributes"]
+            specs = tuple(_spec(entry) for entry in stored["specs"])
+            metadata = {spec.name: (data / spec.name / "zarr.json").read_bytes() for spec in specs}
         attributes = {key: value for key, value in stored.items() if key not in OWN}
-        metadata = {spec.name: (data / spec.name / "zarr.json").read_bytes() for spec in specs}
         return cls(root, specs, stored["n_items"], stored["chunk_items"], attributes, metadata)
 
     def spec(self, name: str) -> ArraySpec:
@@ -156,7 +159,7 @@ def metadata_problems(root: Path) -> Iterator[tuple[str, str]]:
     data = UnitPaths(root).data
     path = "data.zarr/zarr.json"
     if (data / ".zgroup").exists():
-        yield path, "missing: this is a Zarr v2 group, which this version does not read"
+        yield path, "of Zarr v2, which this version does not read"
         return
     try:
         attributes = json.loads((data / "zarr.json").read_bytes())["attributes"]
@@ -182,23 +185,51 @@ def metadata_problems(root: Path) -> Iterator[tuple[str, str]]:
             yield f"data.zarr/{name}/zarr.json", "damaged: it does not match its digest"
 
 
-def _create(root: Path, specs: Sequence[ArraySpec], attributes: Mapping[str, Any]) -> None:
+def group_files(
+    specs: Sequence[ArraySpec], n_items: int, chunk_items: int, attributes: Mapping[str, Any]
+) -> dict[str, bytes]:
+    """Write all metadata of a store; the same arguments give the same bytes.
+
+    Parameters
+    ----------
+    specs : Sequence[ArraySpec]
+        Arrays of the store.
+    n_items : int
+        Rows of the drop, N.
+    chunk_items : int
+        Rows of a unit, B.
+    attributes : Mapping[str, Any]
+        JSON values that the stage stores with its arrays.
+
+    Returns
+    -------
+    dict[str, bytes]
+        Contents by path inside data.zarr; the group's own file is the last.
+
+    Raises
+    ------
+    ValueError
+        If the arguments cannot make a store.
+    """
+    stored = _group_attributes(specs, n_items, chunk_items, attributes)
+    arrays = array_metadata(specs, n_items, chunk_items)
+    stored["metadata_sha256"] = {name: digest_bytes(text) for name, text in arrays.items()}
+    stored["attributes_sha256"] = digest_json(stored)
+    group = json.dumps({"attributes": stored, "zarr_format": 3, "node_type": "group"}, indent=1)
+    return {**{f"{name}/zarr.json": text for name, text in arrays.items()}, "zarr.json": group.encode("ascii")}
+
+
+def _create(root: Path, files: Mapping[str, bytes]) -> None:
     """Build the group aside and rename it into place; the loser of a race deletes his own."""
     paths = UnitPaths(root)
-    metadata = array_metadata(specs, attributes["n_items"], attributes["chunk_items"])
-    stored = {**attributes, "metadata_sha256": {name: digest_bytes(text) for name, text in metadata.items()}}
-    stored["attributes_sha256"] = digest_json(stored)
-    group = {"attributes": stored, "zarr_format": 3, "node_type": "group"}
     aside = paths.staging / f"create-{uuid.uuid4().hex}"
     with disk.disk_errors(f"create {disk.place(root)}", root):
         try:
             make_folders(root)
-            for name, text in metadata.items():
-                (aside / name).mkdir(parents=True)
-                disk.write_synced(aside / name / "zarr.json", text)
-                disk.sync_folder(aside / name)
-            disk.write_synced(aside / "zarr.json", json.dumps(group, indent=1).encode("ascii"))
-            disk.sync_folder(aside)
+            for name, text in files.items():
+                (aside / name).parent.mkdir(parents=True, exist_ok=True)
+                disk.write_synced(aside / name, text)
+                disk.sync_folder((aside / name).parent)
             disk.checkpoint("created aside")
             _rename_unless_there(aside, paths.data)
             disk.sync_folder(root)
@@ -209,8 +240,11 @@ def _create(root: Path, specs: Sequence[ArraySpec], attributes: Mapping[str, Any
 def make_folders(root: Path) -> None:
     """Create commits, staging and retired below a map store or a cell stage."""
     paths = UnitPaths(root)
-    for folder in (paths.commits, paths.staging, paths.retired):
+    missing = [folder for folder in (paths.commits, paths.staging, paths.retired) if not folder.is_dir()]
+    for folder in missing:
         folder.mkdir(parents=True, exist_ok=True)
+    if missing:
+        disk.sync_folder(root)
 
 
 def _rename_unless_there(source: Path, target: Path) -> None:

@@ -71,11 +71,18 @@ def _move(source: Path, target: Path) -> None:
 
 
 def listing(folder: Path) -> list[str]:
-    """Names in a folder, sorted; none if it is gone or is a file."""
-    try:
-        return sorted(entry.name for entry in folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    """Names in a folder, sorted; none if it is gone or is a file.
+
+    Raises
+    ------
+    StoreError
+        If the folder is forbidden or the disk fails.
+    """
+    with disk.disk_errors(f"list {disk.place(folder)}", folder):
+        try:
+            return sorted(entry.name for entry in folder.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
 
 def read_commit(root: Path, unit: str) -> Commit | None:

@@ -15,7 +15,6 @@ UNITS_IN_FLIGHT = 2
 """Units a worker holds at most: one that computes and one that waits."""
 
 
-
 class WorkerDiedError(PipelineError):
     """A unit's worker process ended without a word, as often as retries allow."""
 
@@ -170,6 +169,9 @@ def open_cluster(config: ClusterConfig, units: int, scratch: str) -> Iterator[Cl
 
 def _local(config: ClusterConfig, workers: int, scratch: str) -> Iterator[Cluster]:
     import dask
+
+    # Dask speaks at length of every connection and every worker's end; the runner says what became of the units.
+    dask.config.set({"logging.distributed": "critical"})
     from distributed import Client, LocalCluster
 
     threads = str(config.threads)
@@ -183,7 +185,7 @@ def _local(config: ClusterConfig, workers: int, scratch: str) -> Iterator[Cluste
     dashboard = "127.0.0.1:0" if config.dashboard else None
     with (
         dask.config.set(settings),
-        LocalCluster(  # type: ignore[no-untyped-call]
+        LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
             processes=True,
@@ -192,7 +194,7 @@ def _local(config: ClusterConfig, workers: int, scratch: str) -> Iterator[Cluste
             local_directory=scratch,
             silence_logs=50,
         ) as cluster,
-        Client(cluster) as client,  # type: ignore[no-untyped-call]
+        Client(cluster) as client,
     ):
         yield DaskCluster(client, workers, config.retries)
 

@@ -159,6 +159,7 @@ def _share(raw: Mapping[str, Any]) -> dict[str, Any]:
             out["texts"].setdefault(key, out["embeddings"][key])
     view = out["masks"].get("compositing", "masked")
     out["embeddings"].setdefault("views", ["original", view])
+    out["embeddings"].setdefault("compositing", view)
     for name in ("fusion", "probes"):
         out[name].setdefault("view", view)
     return out

@@ -17,7 +17,18 @@ from pipeline.config import RunConfig
 from stages.models.weights import WeightsFolder
 
 MIN_FREE_BYTES = 2 * 2**30
-PACKAGES = ("torch", "torchvision", "sam2", "open_clip_torch", "timm", "dask", "zarr", "scikit-learn", "pandas", "numpy")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "sam2",
+    "open_clip_torch",
+    "timm",
+    "dask",
+    "zarr",
+    "scikit-learn",
+    "pandas",
+    "numpy",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ GROUPS = {"one": ("proposals", "masks"), "two": ("embeddings", "texts", "fusion"
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One stage with one settings table: everything it computes has one fingerprint (and one a data state for cells)."""
+    """One stage with one settings table: one branch of what the run computes."""
 
     key: str
     """Name in this graph, such as `proposals` or `masks[union]`."""
@@ -57,7 +57,8 @@ def _branch(config: RunConfig, policy: str, masks: Settings, *, first: bool) -> 
     embeddings: Settings = config.embeddings
     probes: Settings = config.probes
     if not first:
-        views = tuple(v for v in config.embeddings.views if v != "original")
+        needed = {config.fusion.view, config.probes.view}
+        views = tuple(v for v in config.embeddings.views if v != "original" or v in needed)
         embeddings = config.embeddings.model_copy(update={"views": views})
         methods = tuple(m for m in config.probes.methods if m in ("medfocus", "masked"))
         probes = config.probes.model_copy(update={"methods": methods})

@@ -27,8 +27,6 @@ def set_up_logging(*, verbose: bool) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name in ("medfocus", "pipeline", "stages", "manifests"):
         logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)
-    # Dask reports a worker's death and every reconnection at length; the runner says what became of the unit.
-    logging.getLogger("distributed").setLevel(logging.WARNING if verbose else logging.CRITICAL)
 
 
 class Ticker:

@@ -3,6 +3,7 @@
 Each image is an organ of speckle with one lesion in it. Class decides how the lesion's outline and echo texture are
 drawn; organ, gain, stripes, vessels and burned-in marks come from a random stream of their own that knows no class.
 Echoes are drawn as in fully developed speckle: the magnitude of a filtered complex Gaussian field, log-compressed.
+Ranges are set so that the embedded models find most lesions and tell most classes apart: a demo, not a benchmark.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ class LesionClass:
 
 
 CLASSES: Mapping[str, LesionClass] = {
-    "round": LesionClass((2, 4), (0.02, 0.12), 1.0, (0.12, 0.42), (0.05, 0.45), 8.0),
-    "lobed": LesionClass((3, 7), (0.06, 0.24), 1.0, (0.12, 0.42), (0.15, 0.65), 6.0),
-    "spiculated": LesionClass((6, 12), (0.08, 0.34), 2.0, (0.12, 0.42), (0.25, 0.90), 4.0),
+    "round": LesionClass((2, 4), (0.02, 0.13), 1.0, (0.06, 0.26), (0.05, 0.55), 7.0),
+    "lobed": LesionClass((3, 7), (0.06, 0.22), 1.0, (0.06, 0.26), (0.10, 0.65), 6.0),
+    "spiculated": LesionClass((6, 12), (0.06, 0.28), 2.0, (0.06, 0.26), (0.15, 0.80), 4.5),
 }
 """What tells the classes apart."""
 
@@ -142,7 +143,7 @@ class _Scene:
         width, height = size_px
         y, x = np.mgrid[:height, :width].astype(np.float64)
         unit = float(min(width, height))
-        center = (height * rng.uniform(0.46, 0.58), width * rng.uniform(0.42, 0.58))
+        center = (height * rng.uniform(0.37, 0.49), width * rng.uniform(0.42, 0.58))
         radii = (unit * rng.uniform(0.30, 0.42), unit * rng.uniform(0.40, 0.58))
         return cls(y, x, unit, center, radii, rng.uniform(-0.35, 0.35), rng.uniform(0.30, 0.55))
 
@@ -155,11 +156,11 @@ class _Scene:
     def organ_echo(self, rng: np.random.Generator) -> Floats:
         """Mean echo of every pixel: tissue layers, the organ with its capsule, and a few vessels."""
         layers = np.sin(self.y / self.unit * rng.uniform(18, 40) + _smooth(rng, self.y.shape, 25) * 1.5)
-        echo = rng.uniform(0.12, 0.30) * (1 + 0.45 * layers)
+        echo = self.brightness * rng.uniform(0.65, 1.15) * (1 + 0.25 * layers)
         distance = self.organ_distance() + 0.05 * _smooth(rng, self.y.shape, 20)
         inside = 1 / (1 + np.exp((distance - 1) * 30))
         echo = echo * (1 - inside) + self.brightness * (1 + 0.18 * _smooth(rng, self.y.shape, 12)) * inside
-        echo += rng.uniform(0.2, 0.6) * np.exp(-(((distance - 1) / 0.035) ** 2))
+        echo += rng.uniform(0.05, 0.22) * np.exp(-(((distance - 1) / 0.035) ** 2))
         for _ in range(rng.integers(1, 5)):
             angle, reach = rng.uniform(0, 2 * np.pi), rng.uniform(0.2, 0.8)
             at = (
@@ -175,8 +176,8 @@ class _Scene:
         grain = (rng.uniform(0.7, 1.1), rng.uniform(1.2, 2.0))
         looks = [gaussian_filter(rng.standard_normal((2, *echo.shape)), (0, *grain)) for _ in range(COMPOUNDED)]
         speckle = np.mean([np.hypot(*look) for look in looks], axis=0)
-        signal = echo * speckle / speckle.mean() * np.exp(-rng.uniform(0.1, 0.9) * self.y / self.y.shape[0])
-        signal *= 1 + rng.uniform(0, 0.35) * np.sin(self.y * 2 * np.pi / rng.uniform(9, 40) + rng.uniform(0, 6)) ** 8
+        signal = echo * speckle / speckle.mean() * np.exp(-rng.uniform(0.1, 0.6) * self.y / self.y.shape[0])
+        signal *= 1 + rng.uniform(0, 0.25) * np.sin(self.y * 2 * np.pi / rng.uniform(9, 40) + rng.uniform(0, 6)) ** 8
         grey = np.log1p(signal * 25) / np.log1p(25 * rng.uniform(1.1, 2.2))
         apex = -self.unit * rng.uniform(0.5, 1.2)
         fan = np.abs(np.arctan2(self.x - self.x.shape[1] / 2, self.y - apex)) < rng.uniform(0.38, 0.60)
@@ -200,8 +201,8 @@ class _Scene:
 
 def _lesion(kind: LesionClass, rng: np.random.Generator, scene: _Scene) -> tuple[NDArray[np.bool_], Floats]:
     """Outline and mean echo of a lesion inside the organ."""
-    radius = scene.unit * rng.uniform(0.14, 0.25)
-    angle, reach = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.35)
+    radius = scene.unit * rng.uniform(0.12, 0.21)
+    angle, reach = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.3)
     dy = scene.y - scene.center[0] - reach * scene.radii[0] * np.sin(angle)
     dx = scene.x - scene.center[1] - reach * scene.radii[1] * np.cos(angle)
     flatten = rng.uniform(0.7, 1.0)

@@ -168,9 +168,10 @@ class Runner:
         """
         started = time.monotonic()
         nodes = select(tuple(self.workspace.nodes.values()), self.options.stage)
-        record, folder = start_run(
-            self.paths.run(self.run_id), self.run_id, sys.argv, self.config.model_dump(mode="json")
-        ), self.paths.run(self.run_id)
+        record, folder = (
+            start_run(self.paths.run(self.run_id), self.run_id, sys.argv, self.config.model_dump(mode="json")),
+            self.paths.run(self.run_id),
+        )
         self.events = EventLog(folder / "events.jsonl")
         try:
             with self.stop.listening():

@@ -55,7 +55,8 @@ class Workspace:
         self.drops: tuple[Drop, ...] = tuple(d for d in load_drops(paths) if drop_ids is None or d.drop_id in drop_ids)
         if not self.drops:
             raise InventoryError(
-                f"The data set {paths.name!r} has no drop.", f"Start with: pipeline ingest SOURCE --dataset {paths.name}"
+                f"The data set {paths.name!r} has no drop.",
+                f"Start with: pipeline ingest SOURCE --dataset {paths.name}",
             )
         self.nodes: Mapping[str, Node] = {n.key: n for n in build_graph(config)}
         self._rows: dict[str, tuple[ImageRow, ...]] = {}

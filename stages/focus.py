@@ -35,6 +35,8 @@ class FocusWeights:
     """(K, D)."""
     head_bias: NDArray[np.float32]
     """(K,)."""
+    view: str
+    """View whose vectors are I."""
 
     def w(self) -> NDArray[np.float32]:
         """W of M = LayerNorm(I + W(A T)), (D, D)."""
@@ -44,7 +46,9 @@ class FocusWeights:
         """Write a safetensors file; equal weights give equal bytes."""
         from safetensors.numpy import save_file
 
-        save_file({f.name: np.ascontiguousarray(getattr(self, f.name)) for f in fields(self)}, path)
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "view"}
+        # One entry only: safetensors writes several in an order that differs from process to process.
+        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, path, metadata={"view": self.view})
 
     @classmethod
     def load(cls, path: Path) -> FocusWeights:
@@ -55,9 +59,10 @@ class FocusWeights:
         ValueError
             If shapes or types do not go together.
         """
-        from safetensors.numpy import load_file
+        from safetensors import safe_open
 
-        weights = cls(**load_file(path))
+        with safe_open(path, framework="numpy") as file:
+            weights = cls(**{name: file.get_tensor(name) for name in file.keys()}, **file.metadata())  # noqa: SIM118
         (rank, width), classes = weights.span.shape, len(weights.head_bias)
         shapes: dict[str, tuple[int | None, ...]] = {
             "temperature": (1,),

@@ -39,7 +39,7 @@ class Scores:
     """Lower end of the 95 % Wilson interval of the accuracy."""
     interval_high: float
     n_test_unflagged: int
-    """Test rows whose image and group do not occur in train."""
+    """Test rows whose image and group occur in neither train nor val."""
     correct_unflagged: int
 
     def to_json(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def score(
     truth : ndarray of int64, (n,)
         Class index, in [0, K).
     flagged : ndarray of bool, (n,)
-        True for test rows that also occur in train.
+        True for test rows whose image or group also occurs in train or val.
     n_train : int
         Rows of the training subset.
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
+from manifests import disk
+from manifests.fingerprint import digest_json
+from manifests.layout import UnitPaths
 from manifests.store import StageStore
 from manifests.types import ArraySpec, Chunk, ItemOutcome, Status, UnitResult
 
@@ -45,3 +52,37 @@ def result(chunk: Chunk, value: int, *, empty: bool = False) -> UnitResult:
     }
     items = tuple(ItemOutcome(row, f"{row:016x}", Status.OK) for row in range(chunk.start, chunk.stop))
     return UnitResult(arrays, items, {"encode": 0.5})
+
+
+class Stopped(BaseException):
+    """Stands for a kill that leaves no time to clean up."""
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, name: str, act: Callable[[], None] | None = None) -> None:
+    """Run `act`, or stop, the first time that the protocol passes a checkpoint."""
+    passed: list[str] = []
+
+    def checkpoint(step: str) -> None:
+        if step == name and name not in passed:
+            passed.append(step)
+            if act is None:
+                raise Stopped(step)
+            act()
+
+    monkeypatch.setattr(disk, "checkpoint", checkpoint)
+
+
+def write_scores(out: Path) -> dict[str, Any]:
+    """Write the artifacts of a small cell."""
+    (out / "history").mkdir()
+    (out / "history" / "loss.csv").write_text("1,0.5\n")
+    (out / "scores.json").write_text("{}")
+    return {"accuracy": 0.5, "auroc": None}
+
+
+def edit_record(root: Path, unit: str, **fields: Any) -> None:
+    """Change fields of a record and give it a digest that fits."""
+    file = UnitPaths(root).record(unit)
+    stored = {**json.loads(file.read_text()), **fields}
+    stored.pop("sha256")
+    file.write_text(json.dumps({**stored, "sha256": digest_json(stored)}))

@@ -87,10 +87,10 @@ class FocusModel(nn.Module):
         mixed = attention(images, texts, self.temperature) @ texts @ self.span.numpy().T
         return torch.from_numpy(mixed.astype(np.float32))
 
-    def weights(self) -> FocusWeights:
+    def weights(self, view: str) -> FocusWeights:
         """Copy of everything that `stages.focus.focus` needs."""
         learned = {name: value.detach().numpy().copy() for name, value in self.named_parameters()}
-        return FocusWeights(np.array([self.temperature], np.float32), self.span.numpy().copy(), **learned)
+        return FocusWeights(np.array([self.temperature], np.float32), self.span.numpy().copy(), **learned, view=view)
 
 
 def train(
@@ -143,7 +143,7 @@ def train(
                 raise ConfigError(
                     f"The loss of fusion is {history[-1].loss} after epoch {epoch + 1}.", "Lower fusion.learning_rate."
                 )
-        return model.weights(), history
+        return model.weights(settings.view), history
 
 
 def _epoch(

@@ -1,4 +1,8 @@
-"""Masks: one mask and one masked image for every image, from stored proposals, a supplied mask, or none."""
+"""Masks: one mask and one masked image for every image, from stored proposals, a supplied mask, or none.
+
+A useless mask falls back to the whole image, so the fallback itself can tell classes apart: the supplied masks of
+BUSI's class `normal` are all black, and every image of that class, and no other, is seen whole. The report warns of it.
+"""
 
 from __future__ import annotations
 

@@ -55,6 +55,8 @@ class ClipModel:
         self._load_text = load_text
         self._text: TextEncoder | None = None
         self._device = torch.device(device)
+        self._dtype: torch.dtype = getattr(torch, card["dtype"])
+        self._projection = image.projection.to(self._device)
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(card["mean"], device=self._device).mul(255).view(shape)
         self._std = torch.tensor(card["std"], device=self._device).mul(255).view(shape)
@@ -82,13 +84,9 @@ class ClipModel:
         planes = [i if isinstance(i, Tensor) else torch.tensor(i) for i in images]
         squares = [resize(i, self.card["image_px"], self.card["interpolation"]) for i in planes]
         pixels = (torch.stack(squares).to(self._device).float() - self._mean) / self._std
-        out = self._forward(pixels.to(self._image.projection.dtype))
-        pooled, cells = out.pooled, out.tokens if tokens else None
-        if features == "projected":
-            pooled = pooled @ self._image.projection
-            cells = None if cells is None else cells @ self._image.projection
-        vectors = F.normalize(pooled.float(), dim=-1).cpu()
-        return ImageEncoding(vectors, None if cells is None else cells.float().cpu(), out.grid)
+        out = self._forward(pixels.to(self._dtype))
+        vectors = F.normalize(self._in_space(out.pooled, features), dim=-1).cpu()
+        return ImageEncoding(vectors, self._in_space(out.tokens, features).cpu() if tokens else None, out.grid)
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str], features: Features) -> Tensor:
@@ -107,8 +105,11 @@ class ClipModel:
         batches = [self._text(texts[i : i + TEXT_BATCH]) for i in range(0, len(texts), TEXT_BATCH)]
         vectors = F.normalize(torch.cat(batches).float().cpu(), dim=-1)
         if features == "trunk":
-            vectors = F.normalize(vectors @ self._image.projection.float().cpu().T, dim=-1)
+            vectors = F.normalize(vectors @ self._projection.cpu().T, dim=-1)
         return vectors
+
+    def _in_space(self, trunk: Tensor, features: Features) -> Tensor:
+        return trunk.float() @ self._projection if features == "projected" else trunk.float()
 
     def _forward(self, pixels: Tensor) -> TrunkOutput:
         """Run the tower; a batch that does not fit the device's memory is halved."""

@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from manifests.errors import WeightsError
-from stages.models import sam2_lite0
 from stages.models.checkpoints import load_strictly, read_state
 from stages.models.registry import ModelEntry
 from stages.models.sam2_architecture import instantiate_seeded, read_config, tiny_config
@@ -199,6 +198,8 @@ def assemble(known: ModelEntry, path: Path | None) -> SAM2Base:
         raise WeightsError(f"{known.name} needs a weights file.", "See: pipeline weights list")
     state, what = read_state(path), f"{path.name} and {known.name}"
     if known.source == "shipped":
+        from stages.models import sam2_lite0
+
         network = instantiate_seeded(sam2_lite0.lite0_config(known.architecture, known.image_px))
         sam2_lite0.load_lite0_parts(network, state, what)
     else:

@@ -32,7 +32,7 @@ class ImageTower(Protocol):
     """A frozen image encoder whose last step is a linear projection without bias."""
 
     projection: Tensor
-    """P^T, (trunk dim, projected dim): projected = trunk @ projection."""
+    """P^T, (trunk dim, projected dim) float32 whatever the tower's type: projected = trunk @ projection."""
 
     def __call__(self, pixels: Tensor) -> TrunkOutput:
         """Encode normalised pixels, (B, 3, H, W)."""
@@ -62,7 +62,7 @@ class VitTower(nn.Module):
                 f"Image tower {type(visual).__name__}: its features before the projection are not defined here.",
                 "Choose a model with open_clip's own vision transformer, such as ViT-B-16-quickgelu.",
             )
-        self.register_buffer("projection", visual.proj.detach().clone())
+        self.projection: Tensor = visual.proj.detach().float().clone()
         visual.proj = None
         visual.output_tokens = True
         self.visual = visual
@@ -87,7 +87,7 @@ class CnnTower(nn.Module):
     def __init__(self, visual: Any) -> None:
         super().__init__()
         self.trunk = visual.trunk.to(memory_format=torch.channels_last)
-        self.register_buffer("projection", visual.head.proj.weight.detach().T.clone())
+        self.projection: Tensor = visual.head.proj.weight.detach().float().T.clone()
 
     def forward(self, pixels: Tensor) -> TrunkOutput:
         """Encode normalised pixels, (B, 3, image_px, image_px)."""

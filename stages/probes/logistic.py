@@ -27,7 +27,7 @@ class Fit:
     probe: LinearProbe
     converged: bool = True
     gradient_norm: float = 0.0
-    """Largest entry of the gradient of the mean loss plus penalty, in absolute value."""
+    """Largest entry of the gradient of mean loss + |coef|^2 / (2 C n), in units of the features' scale."""
     iterations: int = 0
 
 
@@ -36,7 +36,9 @@ class Rotated:
     """A training subset in coordinates of its own row space."""
 
     z: Matrix
-    """(n, r), r <= min(n, D)."""
+    """Rows in units of `scale`, (n, r), r <= D."""
+    scale: float
+    """Root mean square length of the centred rows, so that the solver works alike at any scale of the features."""
     axes: Matrix | None
     """Orthonormal, (r, D); None where rotating would save nothing."""
     mean: Matrix
@@ -75,12 +77,13 @@ def rotate(features: Matrix, labels: NDArray[np.int64]) -> Rotated:
     """
     mean = features.mean(axis=0)
     centred = features - mean
+    scale = float(np.linalg.norm(centred) / np.sqrt(len(centred))) or 1.0
     if len(features) > features.shape[1]:
-        return Rotated(centred, None, mean, labels)
+        return Rotated(centred / scale, scale, None, mean, labels)
     _, lengths, axes = np.linalg.svd(centred, full_matrices=False)
     tolerance = lengths.max() * max(centred.shape) * np.finfo(np.float64).eps
     axes = axes[: max(1, int((lengths > tolerance).sum()))]
-    return Rotated(centred @ axes.T, axes, mean, labels)
+    return Rotated(centred @ axes.T / scale, scale, axes, mean, labels)
 
 
 def fit(rotated: Rotated, c: float, n_classes: int, max_iter: int, *, normalise: bool) -> Fit:
@@ -112,7 +115,7 @@ def fit(rotated: Rotated, c: float, n_classes: int, max_iter: int, *, normalise:
     gradient = _gradient_norm(model, rotated, c)
     coef, intercept = _by_class(model.coef_, model.intercept_)
     probe = LinearProbe(np.zeros((n_classes, len(rotated.mean))), np.full(n_classes, -np.inf), rotated.mean, normalise)
-    probe.coef[seen] = coef if rotated.axes is None else coef @ rotated.axes
+    probe.coef[seen] = (coef if rotated.axes is None else coef @ rotated.axes) / rotated.scale
     probe.intercept[seen] = intercept
     return Fit(probe, gradient <= CONVERGED, gradient, int(model.n_iter_.max()))
 
@@ -147,9 +150,11 @@ def _solve(rotated: Rotated, c: float, max_iter: int, tolerance: float) -> Any:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(C=c, solver="newton-cg", max_iter=max_iter, tol=tolerance, random_state=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # judged by the gradient instead, see `Fit.converged`
+    strength = c * rotated.scale**2  # the same penalty on coefficients that are `scale` times as large
+    model = LogisticRegression(C=strength, solver="newton-cg", max_iter=max_iter, tol=tolerance, random_state=0)
+    with warnings.catch_warnings():  # how well it converged is judged by the gradient instead, see `Fit.converged`
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.filterwarnings("ignore", "The line search algorithm did not converge", RuntimeWarning)
         return model.fit(rotated.z, rotated.labels)
 
 
@@ -161,11 +166,11 @@ def _by_class(coef: Matrix, intercept: Matrix) -> tuple[Matrix, Matrix]:
 
 
 def _gradient_norm(model: Any, rotated: Rotated, c: float) -> float:
-    """Largest entry of the gradient of mean loss + |coef|^2 / (2 C n) in scikit-learn's parameters."""
+    """Largest entry of the gradient of mean loss + penalty in scikit-learn's parameters."""
     coef, intercept = _by_class(model.coef_, model.intercept_)
     excess = np.exp(log_softmax(rotated.z @ coef.T + intercept))
     excess -= rotated.labels[:, None] == rotated.classes
     excess = excess[:, -len(model.coef_) :]
     n = len(rotated.z)
-    slopes = excess.T @ rotated.z / n + model.coef_ / (c * n)
+    slopes = excess.T @ rotated.z / n + model.coef_ / (c * rotated.scale**2 * n)
     return float(max(np.abs(slopes).max(), np.abs(excess.mean(axis=0)).max()))

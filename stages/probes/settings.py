@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -18,7 +18,7 @@ class ProbesSettings(Settings):
     """Outside the fingerprint: each method's cells are units of their own."""
     view: str = "masked"
     """View that `medfocus` and `masked` use."""
-    C: float | Literal["folds"] = "folds"
+    C: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["folds"] = "folds"
     """Inverse regularisation strength, or `folds`: by inner stratified folds inside the training subset."""
     folds: int = Field(default=5, ge=2, le=20)
     normalise: bool = True

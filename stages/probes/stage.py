@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manifests.audit import flagged
+from manifests.errors import ConfigError
+from manifests.inventory_file import ESCAPED
 from manifests.types import Cell, Split, StageIdentity
 from stages.base import StageContext, StageData
 from stages.features import BANK, text_bank, view_vectors
@@ -76,7 +78,7 @@ class Probes:
         RefusedError
             If there is no training row or no test row, or inputs do not go together.
         ConfigError
-            If the view does not exist.
+            If the view does not exist, or the fusion was trained on another.
         """
         classes = self.context.classes
         subset, test = train_indices(data, cell.fraction, cell.seed), test_indices(data)
@@ -85,7 +87,7 @@ class Probes:
             rows=test,
             truth=class_indices(data, test, classes),
             flagged=_flagged(data, test),
-            probabilities=fitted.probe.probabilities(self._features(cell.method, data, test)),
+            probabilities=fitted.probe.probabilities(self.features(cell.method, data, test)),
         )
         scores = score(predictions.probabilities, predictions.truth, predictions.flagged, len(subset))
         lost = sum(row.split == Split.TEST and bool(row.label) for row in data.rows) - len(test)
@@ -103,7 +105,7 @@ class Probes:
         if cell.method == "constant":
             return Fit(frequencies(np.bincount(labels, minlength=n_classes), 0)), {"C": None}
         normalise = self.settings.normalise
-        rotated = rotate(prepare(self._features(cell.method, data, subset), normalise=normalise), labels)
+        rotated = rotate(prepare(self.features(cell.method, data, subset), normalise=normalise), labels)
         groups = [data.rows[i].group_id for i in subset.tolist()]
         c, loss = choose_c(rotated, groups, self.settings, cell.seed)
         fitted = fit(rotated, c, n_classes, self.settings.max_iter, normalise=normalise)
@@ -112,14 +114,19 @@ class Probes:
         outcome = {"converged": float(fitted.converged), "gradient_norm": fitted.gradient_norm}
         return fitted, {"C": c, "held_out_loss": loss, **outcome, "iterations": float(fitted.iterations)}
 
-    def _features(self, method: str, data: StageData, rows: Indices) -> NDArray[np.floating]:
-        """What a method's probe sees of the rows, (n, D); `constant` sees nothing, D = 0."""
+    def features(self, method: str, data: StageData, rows: Indices) -> NDArray[np.floating]:
+        """What a method's probe sees of the rows, (n, D), float; `constant` sees nothing, D = 0. No label goes in."""
         if method == "constant":
             return np.zeros((len(rows), 0))
         vectors = view_vectors(data, "original" if method == "original" else self.settings.view)[rows]
         if method != "medfocus":
             return vectors
         weights = FocusWeights.load(data.artifacts["fusion"] / "weights.safetensors")
+        if weights.view != self.settings.view:
+            raise ConfigError(
+                f"The fusion was trained on the view {weights.view!r}, but the probes use {self.settings.view!r}.",
+                "Set fusion.view and probes.view to the same.",
+            )
         return focus(weights, text_bank(data, len(self.context.classes)), vectors)
 
 
@@ -132,19 +139,24 @@ class Predictions:
     truth: Indices
     """Class index, (n,)."""
     flagged: NDArray[np.bool_]
-    """True where the image or its group also occurs in train, (n,)."""
+    """True where the image or its group also occurs in train or val, (n,)."""
     probabilities: NDArray[np.float64]
     """(n, K)."""
 
     def write(self, path: Path, data: StageData, classes: Sequence[str]) -> None:
-        """Write one line a row: image_id, drop, row, label, predicted, flagged (0 or 1), and p_<class> for each."""
+        """Write one line a row: image_id, drop, row, label, predicted, flagged (0 or 1), and p_<class> for each.
+
+        As in inventory.csv, a class name that a spreadsheet would run as a formula gets an apostrophe before it.
+        """
+        shown = [f"'{name}" if name.startswith(ESCAPED) else name for name in classes]
+        truth = self.truth.tolist()
         predicted = self.probabilities.argmax(axis=1).tolist()
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(("image_id", "drop", "row", "label", "predicted", "flagged", *(f"p_{c}" for c in classes)))
             for i, position in enumerate(self.rows.tolist()):
                 row = data.rows[position]
-                names = (row.image_id, data.drops[position], row.row, row.label, classes[predicted[i]])
+                names = (row.image_id, data.drops[position], row.row, shown[truth[i]], shown[predicted[i]])
                 writer.writerow((*names, int(self.flagged[i]), *self.probabilities[i].tolist()))
 
 

@@ -17,7 +17,9 @@ LAST_STEP = 96
 COARSE_STRIDE = 16
 """Two decades: the search begins at 1e-6, 1e-4, ..., 1e6."""
 FALLBACK_C = 0.316
-"""The value of CLIP's published linear probe, for subsets that cannot be folded."""
+"""The value of CLIP's published linear probe on vectors as they are, for subsets that cannot be folded."""
+CLIP_LENGTH = 10.0
+"""Usual length of the vectors for which that value was chosen; C grows with its square when they are scaled to 1."""
 
 
 def choose_c(
@@ -45,13 +47,13 @@ def choose_c(
     -------
     tuple[float, float | None]
         C, and the held-out log-loss there; None if nothing was searched: C is fixed, the subset has one class, or a
-        class has fewer than two groups.
+        class has fewer than two groups. Then C is 31.6 for unit vectors, and 0.316 for vectors as they are.
     """
     if settings.C != "folds":
         return settings.C, None
     folds = inner_folds(rotated.labels, groups, settings.folds, seed)
     if folds is None or len(rotated.classes) < 2:
-        return FALLBACK_C, None
+        return FALLBACK_C * (CLIP_LENGTH**2 if settings.normalise else 1.0), None
     parts = [(rotated.subset(fit), rotated.subset(held)) for fit, held in folds]
     return search(lambda c: held_out_loss(parts, c, settings.max_iter))
 

@@ -139,7 +139,8 @@ def _score_block(
 
 def _area(packed: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Pixels of each mask, (n,); counted on packed bits, which is many times faster than on booleans."""
-    return np.bitwise_count(packed).sum(axis=(1, 2), dtype=np.int64)
+    counts: NDArray[np.int64] = np.bitwise_count(packed).sum(axis=(1, 2), dtype=np.int64)
+    return counts
 
 
 def _border(placement: Placement, canvas_px: int) -> NDArray[np.bool_]:
@@ -153,9 +154,10 @@ def _border(placement: Placement, canvas_px: int) -> NDArray[np.bool_]:
 
 def _boxes(packed: NDArray[np.uint8]) -> NDArray[np.float32]:
     """x0, y0, x1, y1 of each mask, the last two exclusive; zeros for an empty one."""
-    columns = np.unpackbits(np.bitwise_or.reduce(packed, axis=1), axis=-1).astype(bool)
+    columns: NDArray[np.bool_] = np.unpackbits(np.bitwise_or.reduce(packed, axis=1), axis=-1).astype(bool)
+    rows: NDArray[np.bool_] = np.bitwise_or.reduce(packed, axis=2) > 0
     spans = []
-    for line in (columns, packed.any(axis=2)):
+    for line in (columns, rows):
         first, last = line.argmax(axis=1), line.shape[1] - line[:, ::-1].argmax(axis=1)
         spans.append(np.where(line.any(axis=1), (first, last), 0))
     (x0, x1), (y0, y1) = spans

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -190,10 +191,10 @@ def _accuracy(row: Mapping[Hashable, Any], suffix: str, most_seeds: int) -> Entr
 
 
 def _mean_sd(mean: float, sd: float, *, percent: bool) -> str:
-    if pd.isna(mean):
+    if math.isnan(mean):
         return UNDEFINED
     scale, digits = (100, 1) if percent else (1, 3)
-    spread = "" if pd.isna(sd) else f" ± {sd * scale:.{digits}f}"
+    spread = "" if math.isnan(sd) else f" ± {sd * scale:.{digits}f}"
     return f"{mean * scale:.{digits}f}{spread}"
 
 

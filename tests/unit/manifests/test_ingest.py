@@ -92,11 +92,19 @@ def test_earlier_classes_keep_their_index(paths, source):
     assert dataset_classes(load_drops(paths)) == ("a", "b", "C", "aa")
 
 
+def test_image_without_a_label_makes_no_class(paths, source):
+    put(source, "unlabelled.png", 9)
+    report = take(paths, source)
+    assert report.new == 5
+    assert dataset_classes(load_drops(paths)) == ("a", "b")
+
+
 def test_renamed_file_is_followed_not_ingested_again(paths, source):
     take(paths, source)
     (source / "a/2.png").rename(source / "a/new name.png")
     report = take(paths, source)
     assert (report.drop, report.renamed, report.vanished, report.unchanged) == (None, 1, 0, 3)
+    assert report.duplicates == 0
     assert list(load_locations(paths).values()) == ["a/new name.png"]
     assert reads(paths, source) == 4
 

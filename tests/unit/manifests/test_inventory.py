@@ -33,10 +33,6 @@ def labels(found: Scan) -> dict[str, str]:
     return {item.path: item.label for item in found.items}
 
 
-def with_csv(source: Path, text: str, columns: dict[str, str] | None = None) -> Scan:
-    return scan(source, columns, put(source.parent, "labels.csv", text.encode()))
-
-
 def test_class_folders_label_their_images(source):
     for number, name in enumerate(("b/2.png", "a/1.jpg", "a/0.png")):
         put(source, name, number)

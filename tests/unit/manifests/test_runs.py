@@ -167,6 +167,14 @@ def test_lines_of_several_writers_do_not_mix(tmp_path: Path) -> None:
     assert len(read_events(path)) == len(path.read_text().splitlines()) == 800
 
 
+def test_event_that_is_no_json_is_refused_whole(tmp_path: Path) -> None:
+    with EventLog(tmp_path / "events.jsonl") as log:
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            log.write("scored", accuracy=float("nan"))
+        log.write("last")
+    assert [e["event"] for e in read_events(tmp_path / "events.jsonl")] == ["last"]
+
+
 def test_closing_a_log_twice_is_no_error(tmp_path: Path) -> None:
     log = EventLog(tmp_path / "events.jsonl")
     log.close()

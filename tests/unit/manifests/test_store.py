@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import pickle
 import subprocess
 import sys
@@ -18,7 +16,6 @@ import zarr
 
 from manifests import disk
 from manifests.errors import StoreError
-from manifests.shards import decode_shard, encode_shard
 from manifests.store import StageStore
 from manifests.types import ArraySpec, Chunk
 from tests.stores import SPECS, chunks_of, open_store
@@ -249,38 +246,6 @@ def test_shard_path_is_relative_and_flat(tmp_path: Path) -> None:
         store.shard_path("depth", chunks_of(store)[0])
 
 
-@pytest.mark.parametrize("index", range(4))
-def test_shard_of_fill_values_is_written_all_the_same(tmp_path: Path, index: int) -> None:
-    store = open_store(tmp_path / "s")
-    spec = store.specs[index]
-    rows = np.full((4, *spec.item_shape), spec.fill, spec.dtype)
-    data = encode_shard(spec, store.metadata[spec.name], 1, slice(4, 8), rows)
-    assert data
-    np.testing.assert_array_equal(decode_shard(spec, store.metadata[spec.name], 1, slice(4, 8), data), rows)
-
-
-def test_shards_are_those_that_zarr_itself_reads(tmp_path: Path) -> None:
-    store = open_store(tmp_path / "s")
-    spec = store.specs[1]
-    rows = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), np.uint8)
-    data = encode_shard(spec, store.metadata[spec.name], 2, slice(8, 10), rows)
-    (store.root / store.shard_path(spec.name, chunks_of(store)[2])).write_bytes(data)
-    np.testing.assert_array_equal(zarr.open_array(store.root / "data.zarr" / "masked_image", mode="r")[8:], rows)
-
-
-def test_rows_that_cross_the_grid_are_not_encoded(tmp_path: Path) -> None:
-    store = open_store(tmp_path / "s")
-    spec = store.specs[3]
-    with pytest.raises(ValueError, match="alone"):
-        encode_shard(spec, store.metadata[spec.name], 0, slice(2, 6), np.ones(4, np.uint8))
-
-
-def test_axes_without_names_are_numbered(tmp_path: Path) -> None:
-    StageStore.open(tmp_path / "s", (ArraySpec("vector", (3,), "float16"),), 2, 2, {})
-    metadata = json.loads((tmp_path / "s" / "data.zarr" / "vector" / "zarr.json").read_text())
-    assert metadata["dimension_names"] == ["image", "vector_0"]
-
-
 def test_opening_a_store_imports_no_zarr(tmp_path: Path) -> None:
     open_store(tmp_path / "s")
     code = (
@@ -289,25 +254,3 @@ def test_opening_a_store_imports_no_zarr(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "s")], check=True, capture_output=True, text=True)
     assert done.stdout == "[]\n"
-
-
-def test_private_folder_is_for_its_owner_only(tmp_path: Path) -> None:
-    old = os.umask(0)
-    try:
-        made = disk.make_private(tmp_path / "workdir" / "busi")
-    finally:
-        os.umask(old)
-    assert made.stat().st_mode & 0o777 == 0o700
-
-
-def test_folder_that_exists_keeps_its_mode(tmp_path: Path) -> None:
-    (tmp_path / "busi").mkdir(mode=0o750)
-    disk.make_private(tmp_path / "busi")
-    assert (tmp_path / "busi").stat().st_mode & 0o777 == 0o750
-
-
-def test_atomic_write_replaces_the_whole_text(tmp_path: Path) -> None:
-    disk.write_atomic(tmp_path / "a.json", "old" * 1000)
-    disk.write_atomic(tmp_path / "a.json", "nöw")
-    assert (tmp_path / "a.json").read_text(encoding="utf-8") == "nöw"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]

@@ -15,7 +15,7 @@ from stages.scores import Scores, score, wilson
 def random_case(n: int, classes: int, seed: int = 0):
     random = np.random.default_rng(seed)
     truth = random.integers(0, classes, n)
-    logits = random.normal(0, 1, (n, classes)).round(1) + np.eye(classes)[truth]
+    logits = random.normal(0, 1, (n, classes)) + np.eye(classes)[truth]
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     return probabilities, truth, np.zeros(n, dtype=bool)
 

@@ -1,0 +1,259 @@
+"""What each command does once its arguments are read: call the pipeline, print what was asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from manifests.errors import ExitCode, InventoryError
+from manifests.ingest import IngestOptions, IngestReport, ingest
+from manifests.integrity import verify
+from manifests.layout import DatasetPaths, Workdir
+from pipeline.config import RunConfig, load_config
+from pipeline.doctor import examine
+from pipeline.graph import select
+from pipeline.logs import duration, log
+from pipeline.plan import commits_of, count_outcomes, incomplete_inputs, plan_cells, plan_map
+from pipeline.runner import Outcome, Runner, RunOptions
+from pipeline.workspace import Workspace
+from stages.models.weights import WeightsFolder
+
+ConfigSources = tuple[Path | None, Sequence[str] | None, str | None]
+"""Configuration file, overrides, preset."""
+
+
+def dataset_paths(workdir: Path, dataset: str | None) -> DatasetPaths:
+    """Paths of the named data set, or of the only one.
+
+    Raises
+    ------
+    InventoryError
+        If it does not exist.
+    """
+    work = Workdir(workdir.resolve())
+    paths = work.dataset(dataset or work.only_dataset())
+    if not paths.drops.is_dir():
+        known = ", ".join(work.datasets()) or "none"
+        raise InventoryError(
+            f"There is no data set {paths.name!r} in {workdir} (known: {known}).",
+            f"Start with: pipeline ingest SOURCE --dataset {paths.name}",
+        )
+    return paths
+
+
+def open_workspace(workdir: Path, dataset: str | None, sources: ConfigSources, source: Path | None = None) -> Workspace:
+    """The data set under the configuration that file, overrides and preset give."""
+    file, overrides, preset = sources
+    config = load_config(file, overrides or (), preset)
+    return Workspace(dataset_paths(workdir, dataset), config, source)
+
+
+def do_ingest(workdir: Path, source: Path, options: IngestOptions, *, as_json: bool) -> None:
+    """Ingest a source folder and say what was found."""
+    paths = Workdir(workdir.resolve()).dataset(options.dataset)
+    report = ingest(paths, source, options)
+    if as_json:
+        _print_json(_ingest_json(report))
+        return
+    _say(_ingest_lines(report))
+
+
+def _ingest_json(report: IngestReport) -> dict[str, Any]:
+    fields = {
+        name: getattr(report, name) for name in IngestReport.__dataclass_fields__ if name not in ("drop", "audit")
+    }
+    audit = report.audit.model_dump(mode="json") if report.audit else None
+    return {**fields, "drop": report.drop.drop_id if report.drop else None, "audit": audit}
+
+
+def _ingest_lines(report: IngestReport) -> Iterable[str]:
+    if report.drop is None:
+        yield f"Nothing new: {report.unchanged} images are known already."
+    else:
+        chunks = len(report.drop.chunks())
+        yield f"{report.drop.drop_id}: {report.new} images in {chunks} chunks"
+        yield f"  classes: {', '.join(report.drop.classes) or 'none'}"
+    counts = {
+        "renamed": report.renamed,
+        "vanished from the source": report.vanished,
+        "duplicates": report.duplicates,
+        "files ignored": report.ignored,
+    }
+    for name, count in counts.items():
+        if count:
+            yield f"  {name}: {count}"
+    for image_id in report.conflicts:
+        yield f"  label or split changed in the source, nothing changed here: {image_id}"
+    if report.leaks:
+        yield f"  test images that are in train too: {len(report.leaks)}; scores are given with and without them"
+    if report.audit and report.audit.unreadable:
+        yield f"  unreadable: {len(report.audit.unreadable)}; `pipeline run` records each with its reason"
+
+
+def do_plan(workspace: Workspace, stage: str, *, as_json: bool) -> None:
+    """Print what a run would do."""
+    rows: list[dict[str, Any]] = []
+    for node in select(tuple(workspace.nodes.values()), stage):
+        lacking = {} if node.is_map else incomplete_inputs(workspace, node)
+        if lacking:
+            rows.append({"stage": node.key, "units": None, "why": "after " + ", ".join(lacking)})
+            continue
+        units = plan_map(workspace, node) if node.is_map else plan_cells(workspace, node)
+        reasons = sorted({u.reason for u in units})
+        rows.append({"stage": node.key, "units": len(units), "why": ", ".join(reasons)})
+    if as_json:
+        _print_json(rows)
+        return
+    _print_table(
+        ("stage", "units", "why"), [(r["stage"], "all" if r["units"] is None else r["units"], r["why"]) for r in rows]
+    )
+
+
+def do_run(workspace: Workspace, options: RunOptions, *, as_json: bool) -> int:
+    """Run, say what was done, and return the exit code; `--stage all` ends with the report."""
+    outcome = Runner(workspace.paths, workspace.config, options).run()
+    if as_json:
+        _print_json({"run": outcome.run_id, "exit_code": int(outcome.exit_code), **outcome.tally.as_json()})
+    else:
+        _say(_run_lines(outcome))
+    finished = outcome.exit_code in (ExitCode.DONE, ExitCode.FAILURES) and not outcome.tally.waiting
+    if options.stage == "all" and finished and not as_json and not outcome.tally.failed_units:
+        do_report(Workspace(workspace.paths, workspace.config, options.source))
+    return int(outcome.exit_code)
+
+
+def _run_lines(outcome: Outcome) -> Iterable[str]:
+    tally = outcome.tally
+    done = sum(tally.committed.values())
+    if outcome.exit_code is ExitCode.INTERRUPTED:
+        yield f"Stopped by a signal after {done} units; run the same command again to go on."
+    elif not sum(tally.planned.values()) and not tally.waiting:
+        yield "Nothing to do: everything is committed."
+    else:
+        yield f"Done: {done} of {sum(tally.planned.values())} units in {duration(outcome.seconds)}."
+    for node, waits in tally.waiting.items():
+        yield f"  {node} waits for {waits}"
+    for reason, count in sorted(tally.failed_images.items()):
+        yield f"  images without a result: {count} ({reason})"
+    for unit, cause in tally.failed_units.items():
+        yield f"  failed for good: {unit}: {cause}"
+
+
+def do_status(workspace: Workspace, *, as_json: bool) -> None:
+    """Print units and images of every stage."""
+    rows: list[dict[str, Any]] = []
+    for node in workspace.nodes.values():
+        lacking = {} if node.is_map else incomplete_inputs(workspace, node)
+        commits = {} if lacking else commits_of(workspace, node)
+        total = sum(len(d.chunks()) for d in workspace.drops) if node.is_map else None
+        if total is None and not lacking:
+            total = len(workspace.cell_stage(node).cells())
+        statuses, reasons = count_outcomes(commits)
+        rows.append(
+            {
+                "stage": node.key,
+                "committed": len(commits),
+                "units": total,
+                "images": dict(statuses),
+                "reasons": dict(reasons),
+            }
+        )
+    if as_json:
+        _print_json(rows)
+        return
+    cells = [
+        (r["stage"], f"{r['committed']}/{r['units'] or '?'}", _pairs(r["images"]), _pairs(r["reasons"])) for r in rows
+    ]
+    _print_table(("stage", "units", "images", "reasons"), cells)
+
+
+def _pairs(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+
+
+def do_verify(paths: DatasetPaths, *, as_json: bool) -> int:
+    """Check every commit of a data set; name each damaged file; return the exit code."""
+    roots = sorted(folder.parent for folder in (paths.root / "stages").rglob("commits") if folder.is_dir())
+    damages = [(root.relative_to(paths.root).as_posix(), damage) for root in roots for damage in verify(root)]
+    if as_json:
+        _print_json([{"store": root, **asdict(damage)} for root, damage in damages])
+    else:
+        _say(f"{root}: {damage.unit}: {damage.path}: {damage.problem}" for root, damage in damages)
+        _say([f"{len(roots)} stores verified, {len(damages)} damaged files."])
+    return int(ExitCode.REFUSED if damages else ExitCode.DONE)
+
+
+def do_report(workspace: Workspace) -> None:
+    """Write the report, print its table and its path."""
+    from pipeline.results import build_report
+    from stages.report.tables import summary_table
+
+    page, data = build_report(workspace, f"pipeline report --dataset {workspace.paths.name}")
+    table = summary_table(data.scores)
+    _print_table([str(c) for c in table.columns], [tuple(row) for row in table.itertuples(index=False)])
+    _say([f"Report: {page}"])
+
+
+def do_doctor(workdir: Path, config: RunConfig, *, as_json: bool) -> int:
+    """Print one line a check; return the exit code."""
+    checks = []
+    for check in examine(workdir, config):
+        checks.append(check)
+        if not as_json:
+            typer.echo(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.detail}")
+    if as_json:
+        _print_json([asdict(check) for check in checks])
+    return int(ExitCode.DONE if all(check.ok for check in checks) else ExitCode.USAGE)
+
+
+def do_weights_list(*, as_json: bool) -> None:
+    """Print every model of the registry."""
+    rows = [asdict(row) for row in WeightsFolder().list_models()]
+    if as_json:
+        _print_json(rows)
+        return
+    _print_table(
+        ("name", "kind", "source", "present", "sha256"),
+        [(r["name"], r["kind"], r["source"], "yes" if r["present"] else "no", (r["sha256"] or "")[:12]) for r in rows],
+    )
+
+
+def do_weights_add(name: str, file: Path) -> None:
+    """Add a checkpoint file and print its record."""
+    record = WeightsFolder().add(name, file)
+    _say([f"{record.name}: {record.bytes} bytes, sha256 {record.sha256}"])
+
+
+def do_weights_check(name: str) -> None:
+    """Recompute digests of a model's files."""
+    digests = WeightsFolder().check(name)
+    _say(f"{file}: {digest}" for file, digest in sorted(digests.items()))
+    log.debug("checked %s", name)
+
+
+def _print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in header:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)  # a pipe or a log file has no edge to wrap at
+    console.print(table)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value))
+
+
+def _say(lines: Iterable[str]) -> None:
+    for line in lines:
+        typer.echo(line)

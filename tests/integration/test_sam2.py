@@ -1,0 +1,205 @@
+"""SAM2 as it is loaded here: the package's own predictor, the shipped prototype, and Meta's file format."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sam2.sam2_image_predictor import SAM2ImagePredictor
+
+from manifests.errors import WeightsError
+from stages.base import StageContext
+from stages.images import Placement
+from stages.models import weights
+from stages.models.sam2 import Segmenter, load_segmenter
+from stages.models.weights import WeightsFolder
+from stages.proposals.propose import Proposer
+from stages.proposals.settings import ProposalsSettings
+from stages.proposals.stage import Proposals
+
+S = 512
+TINY_PX = 256
+LESION = ((300, 220), (70, 45))
+"""Centre x, y and half axes of the phantom's ellipse, in pixels."""
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Segmenter:
+    return load_segmenter("sam2-tiny-untrained", "cpu")
+
+
+@pytest.fixture(scope="module")
+def prototype() -> Segmenter:
+    return load_segmenter("sam2-lite0-prototype", "cpu")
+
+
+@pytest.fixture
+def predictor(tiny: Segmenter) -> Iterator[SAM2ImagePredictor]:
+    with warnings.catch_warnings():
+        # The package scripts its transforms, which newer versions of torch deprecate.
+        warnings.filterwarnings("ignore", message=r".*torch\.jit")
+        predictor = SAM2ImagePredictor(tiny._network)
+    predictor._bb_feat_sizes = [(64, 64), (32, 32), (16, 16)]
+    yield predictor
+    predictor.reset_predictor()
+
+
+def noise(seed: int, side: int) -> np.ndarray:
+    coarse = np.random.default_rng(seed).integers(0, 256, (side // 16, side // 16, 3), dtype=np.uint8)
+    return coarse.repeat(16, axis=0).repeat(16, axis=1)
+
+
+def phantom(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A speckled canvas with a dark ellipse, as a cyst looks in ultrasound, and the ellipse."""
+    (cx, cy), (a, b) = LESION
+    y, x = np.mgrid[:S, :S]
+    inside = ((x - cx) / a) ** 2 + ((y - cy) / b) ** 2 < 1
+    speckle = np.random.default_rng(seed).rayleigh(1.0, (S, S))
+    grey = np.clip(np.where(inside, 15, 95) * speckle, 0, 255).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2), inside
+
+
+def best_mask(segmenter: Segmenter, image: np.ndarray, points: list, labels: list) -> np.ndarray:
+    features = segmenter.encode(torch.from_numpy(image[None]))
+    logits, predicted = segmenter.decode(features, 0, torch.tensor([points]), torch.tensor([labels]))
+    best = logits[:, predicted[0].argmax()][:, None]
+    return (F.interpolate(best, (S, S), mode="bilinear")[0, 0] > 0).numpy()
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+@pytest.mark.parametrize("side", [TINY_PX, 512, 192])
+def test_one_click_equals_the_predictor_of_the_package(tiny, predictor, side) -> None:
+    image = noise(side, side)
+    predictor.set_image(image)
+    _, expected_iou, expected = predictor.predict(
+        np.array([[side * 0.7, side * 0.4]]), np.array([1]), return_logits=True
+    )
+    features = tiny.encode(torch.from_numpy(image[None]))
+    logits, found_iou = tiny.decode(features, 0, torch.tensor([[[side * 0.7, side * 0.4]]]), torch.tensor([[1]]))
+    np.testing.assert_allclose(found_iou[0], expected_iou, atol=1e-6)
+    np.testing.assert_allclose(logits[0], expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_box_equals_the_predictor_of_the_package(tiny, predictor) -> None:
+    image = noise(1, S)
+    predictor.set_image(image)
+    _, expected_iou, expected = predictor.predict(box=np.array([40, 60, 300, 420]), return_logits=True)
+    features = tiny.encode(torch.from_numpy(image[None]))
+    corners = torch.tensor([[[40.0, 60.0], [300.0, 420.0]]])
+    logits, found_iou = tiny.decode(features, 0, corners, torch.tensor([[2, 3]]))
+    np.testing.assert_allclose(found_iou[0], expected_iou, atol=1e-6)
+    np.testing.assert_allclose(logits[0], expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_prompts_of_one_call_equal_one_prompt_a_call(tiny) -> None:
+    features = tiny.encode(torch.from_numpy(np.stack([noise(1, TINY_PX), noise(2, TINY_PX)])))
+    points = torch.rand(7, 1, 2, generator=torch.Generator().manual_seed(0)) * TINY_PX
+    together, _ = tiny.decode(features, 1, points, torch.ones(7, 1))
+    alone = torch.cat([tiny.decode(features, 1, p[None], torch.ones(1, 1))[0] for p in points])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    assert together.std(dim=0).max() > 1e-4
+
+
+def test_untrained_model_says_so_and_is_always_the_same(tiny, caplog) -> None:
+    with caplog.at_level(logging.WARNING):
+        again = load_segmenter("sam2-tiny-untrained", "cpu")
+    assert "untrained" in caplog.text
+    for a, b in zip(tiny._network.parameters(), again._network.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_loading_draws_no_random_number_of_others() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    load_segmenter("sam2-tiny-untrained", "cpu")
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("images", [torch.zeros(1, 8, 8, 3), torch.zeros(1, 8, 9, 3, dtype=torch.uint8)])
+def test_images_of_another_form_are_refused(tiny, images) -> None:
+    with pytest.raises(ValueError, match=r"expected \(B, S, S, 3\) uint8, got"):
+        tiny.encode(images)
+
+
+def test_points_outside_the_canvas_are_refused(tiny) -> None:
+    features = tiny.encode(torch.zeros(1, TINY_PX, TINY_PX, 3, dtype=torch.uint8))
+    for x in (-1.0, TINY_PX + 1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"in 0\.\.256"):
+            tiny.decode(features, 0, torch.tensor([[[x, 5.0]]]), torch.ones(1, 1))
+
+
+def test_prototype_segments_a_phantom_from_a_click_and_from_a_box(prototype) -> None:
+    image, lesion = phantom()
+    (cx, cy), (a, b) = LESION
+    assert iou(best_mask(prototype, image, [[float(cx), float(cy)]], [1]), lesion) > 0.75
+    corners = [[float(cx - a), float(cy - b)], [float(cx + a), float(cy + b)]]
+    assert iou(best_mask(prototype, image, corners, [2, 3]), lesion) > 0.75
+
+
+def test_proposals_of_the_phantom_hold_its_lesion(prototype) -> None:
+    image, lesion = phantom()
+    proposer = Proposer(prototype, ProposalsSettings())
+    candidates, fixed = next(proposer.propose([image], [Placement(0, 0, S, S)]))
+    masks = np.unpackbits(candidates.packed, axis=-1).astype(bool)
+    assert max(iou(m, lesion) for m in masks) > 0.75
+    assert len(fixed) == 2
+
+
+def test_batch_size_changes_no_mask(prototype) -> None:
+    images = [phantom(seed)[0] for seed in range(4)]
+    placements = [Placement(0, 0, S, S)] * 4
+    proposer = Proposer(prototype, ProposalsSettings(points_per_side=2))
+    together = list(proposer.propose(images, placements))
+    alone = [next(proposer.propose([i], [p])) for i, p in zip(images, placements, strict=True)]
+    for (a, fixed_a), (b, fixed_b) in zip(together, alone, strict=True):
+        assert len(a) == len(b)
+        for one, other in ((a, b), (fixed_a, fixed_b)):
+            np.testing.assert_allclose(one.scores, other.scores, atol=1e-3)
+            masks = [np.unpackbits(m.packed, axis=-1).astype(bool) for m in (one, other)]
+            assert all(iou(x, y) >= 0.999 for x, y in zip(*masks, strict=True))
+
+
+def test_card_is_known_without_loading_and_pins_every_file(prototype) -> None:
+    card = Proposals(ProposalsSettings(), StageContext()).attributes()["card"]
+    assert card == prototype.card
+    assert len(card["weights"]) == 2
+
+
+def test_altered_shipped_file_is_refused(tmp_path, monkeypatch) -> None:
+    for file in weights.SHIPPED.glob("sam2_*.safetensors"):
+        copy = Path(shutil.copy(file, tmp_path))
+        copy.write_bytes(copy.read_bytes()[:-4] + b"\0\0\1\0")
+    monkeypatch.setattr(weights, "SHIPPED", tmp_path)
+    with pytest.raises(WeightsError, match="was altered"):
+        load_segmenter("sam2-lite0-prototype", "cpu")
+
+
+@pytest.mark.slow
+def test_checkpoint_in_the_format_of_meta_is_added_and_loaded(tmp_path, monkeypatch) -> None:
+    from stages.models.sam2_architecture import instantiate_seeded, read_config
+
+    monkeypatch.setenv(weights.ENVIRONMENT, str(tmp_path / "folder"))
+    network = instantiate_seeded(read_config("sam2.1/sam2.1_hiera_t.yaml"))
+    torch.save({"model": network.state_dict()}, tmp_path / "sam2.1_hiera_tiny.pt")
+    WeightsFolder().add("sam2.1_hiera_tiny", tmp_path / "sam2.1_hiera_tiny.pt")
+    loaded = load_segmenter("sam2.1_hiera_tiny", "cpu")
+    assert torch.equal(loaded._network.no_mem_embed, network.no_mem_embed)
+    for other in ("sam2.1_hiera_small", "sam2_hiera_tiny"):
+        with pytest.raises(WeightsError, match="do not fit each other"):
+            WeightsFolder().add(other, tmp_path / "sam2.1_hiera_tiny.pt")
+
+
+def test_clip_model_is_refused_as_a_segmenter() -> None:
+    with pytest.raises(WeightsError, match="is no SAM2 model"):
+        load_segmenter("lite0-minilm", "cpu")

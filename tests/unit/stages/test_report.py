@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import errno
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from manifests.errors import StoreError
+from stages.report.data import FAILURE_COLUMNS, GalleryItem, ReportData
+from stages.report.figures import THUMBNAIL_PX, figure_bytes, learning_curve, outlined
+from stages.report.notes import warnings_of
+from stages.report.page import render, write_report
+from stages.report.tables import headline, summarise, summary_table
+from stages.scores import wilson
+
+
+def fit(mask: str, method: str, fraction: float, seed: int, correct: int, **changed: Any) -> dict[str, Any]:
+    low, high = wilson(correct, 20)
+    share = correct / 20
+    row = {
+        "mask": mask,
+        "method": method,
+        "fraction": fraction,
+        "seed": seed,
+        "n_train": int(40 * fraction),
+        "n_test": 20,
+        "correct": correct,
+        "accuracy": share,
+        "balanced_accuracy": share,
+        "macro_f1": share,
+        "auroc": None if method == "constant" else share,
+        "ece": 0.1,
+        "interval_low": low,
+        "interval_high": high,
+        "n_test_unflagged": 20,
+        "correct_unflagged": correct,
+    }
+    return row | changed
+
+
+def study() -> pd.DataFrame:
+    rows = [fit("union", "medfocus", f, s, k + s) for f, k in ((0.1, 10), (1.0, 15)) for s in (0, 1, 2)]
+    rows += [fit("", "original", f, s, k) for f, k in ((0.1, 8), (1.0, 12)) for s in (0, 1, 2)]
+    rows += [fit("", "constant", f, s, 10) for f in (0.1, 1.0) for s in (0, 1, 2)]
+    return pd.DataFrame(rows)
+
+
+def ledger(fallback: tuple[int, int] = (0, 0), failed: int = 0, classes: tuple[str, str] = ("a", "b")) -> pd.DataFrame:
+    rows = [
+        {"mask": "union", "split": "test", "class": c, "n": 10, "ok": 10 - f - failed, "fallback": f, "failed": failed}
+        for c, f in zip(classes, fallback, strict=True)
+    ]
+    return pd.DataFrame(rows).assign(mean_area=0.25)
+
+
+def item(label: str = "a", **changed: Any) -> GalleryItem:
+    image = np.full((64, 64, 3), 90, np.uint8)
+    mask = np.zeros((64, 64), bool)
+    mask[16:48, 16:48] = True
+    masked = image * mask[..., None]
+    return replace(GalleryItem(image, mask, masked, label, "b", "fallback", "0a1b", "union"), **changed)
+
+
+def data(**changed: Any) -> ReportData:
+    whole = ReportData(
+        dataset="set",
+        drops=[{"id": "first", "n_items": 60, "created": "2026-01-01T00:00:00+00:00"}],
+        classes=("a", "b"),
+        command="pipeline report",
+        fingerprint="0123456789abcdef" * 4,
+        created="2026-01-02T00:00:00+00:00",
+        scores=study(),
+        cards=[{"name": "lite0-minilm", "dtype": "float32", "image_px": 224}],
+        ledger=ledger(),
+        failures=pd.DataFrame(columns=FAILURE_COLUMNS),
+        gallery=[item()],
+    )
+    return replace(whole, **changed)
+
+
+def page(**changed: Any) -> str:
+    shown = data(**changed)
+    return render(shown, summarise(shown.scores), b"<svg/>")
+
+
+def test_summary_is_mean_and_sample_deviation_over_seeds_and_pools_counts() -> None:
+    rows = summarise(study()).set_index(["method", "fraction"])
+    medfocus = rows.loc[("medfocus", 1.0)]
+    assert medfocus["accuracy_mean"] == pytest.approx(16 / 20)
+    assert medfocus["accuracy_sd"] == pytest.approx(0.05)
+    assert (medfocus["correct"], medfocus["n_test"], medfocus["seeds"]) == (48, 60, 3)
+
+
+def test_constant_baseline_stands_last_and_has_no_auroc() -> None:
+    summary = summarise(study())
+    assert list(dict.fromkeys(summary["method"])) == ["medfocus", "original", "constant"]
+    assert summary.loc[summary["method"] == "constant", "auroc_mean"].isna().all()
+
+
+def test_terminal_table_shows_percent_spread_and_counts() -> None:
+    table = summary_table(study())
+    assert table.columns[:2].tolist() == ["method", "mask"]
+    assert table.columns[2:].str.startswith(("10 %", "100 %")).all()
+    assert table.iloc[0].tolist() == ["medfocus", "union", "55.0 ± 5.0 (33/60)", "80.0 ± 5.0 (48/60)"]
+
+
+def test_one_seed_has_no_spread_and_missing_seeds_are_named() -> None:
+    scores = study()
+    scores = scores[(scores["method"] != "original") | (scores["seed"] == 0)]
+    entry = headline(summarise(scores)).rows[1][2]
+    assert (entry.text, entry.note) == ("40.0", "(8/20, 1 of 3 seeds)")
+    assert any("2 of 6 table cells lack seeds" in w for w in warnings_of(data(scores=scores)))
+
+
+def test_cell_that_was_not_fitted_is_a_dash() -> None:
+    scores = study()
+    scores = scores[(scores["method"] != "original") | (scores["fraction"] == 1.0)]
+    assert headline(summarise(scores)).rows[1][2].text == "–"
+
+
+def test_flagged_test_images_give_a_second_table_without_them() -> None:
+    scores = pd.DataFrame([fit("", "original", 1.0, s, 12, n_test_unflagged=15, correct_unflagged=6) for s in (0, 1)])
+    html = page(scores=scores)
+    section = html[html.index('id="unflagged"') :]
+    assert "5 of 20 test images also occur in training" in html
+    assert "40.0 ± 0.0<small>(12/30)</small>" in section
+    assert "60.0 ± 0.0<small>(24/40)</small>" in html[: html.index('id="unflagged"')]
+
+
+def test_clean_test_set_has_one_headline_table() -> None:
+    assert 'id="unflagged"' not in page()
+
+
+def test_all_test_images_flagged_is_undefined_not_zero() -> None:
+    scores = pd.DataFrame([fit("", "original", 1.0, 0, 12, n_test_unflagged=0, correct_unflagged=0)])
+    assert headline(summarise(scores), unflagged=True).rows[0][2] == ("–", "no test image")
+
+
+def test_every_fit_shows_its_wilson_interval() -> None:
+    html = page(scores=pd.DataFrame([fit("", "original", 1.0, 0, 12)]))
+    low, high = wilson(12, 20)
+    assert f"{low * 100:.1f} to {high * 100:.1f} %" in html
+
+
+def test_class_dependent_fallback_is_warned_of_with_counts() -> None:
+    (warning,) = warnings_of(data(ledger=ledger((1, 9))))
+    assert "a 1/10, b 9/10" in warning
+
+
+@pytest.mark.parametrize(
+    "table",
+    [ledger((4, 6)), ledger((0, 9), classes=("a", "")), ledger((9, 9))],
+    ids=["small gap", "unlabelled", "even"],
+)
+def test_even_fallback_is_no_reason_to_warn(table: pd.DataFrame) -> None:
+    assert warnings_of(data(ledger=table)) == ()
+
+
+def test_failed_images_are_warned_of() -> None:
+    (warning,) = warnings_of(data(ledger=ledger(failed=2)))
+    assert "4 of 20 images failed" in warning
+
+
+def test_untrained_model_is_warned_of_first_and_marked() -> None:
+    cards = [{"name": "sam2-tiny-untrained"}]
+    assert "sam2-tiny-untrained is untrained" in warnings_of(data(cards=cards, ledger=ledger((1, 9))))[0]
+    assert '<span class="badge">untrained</span>' in page(cards=cards)
+
+
+def test_every_text_from_outside_is_escaped() -> None:
+    evil = "<script>alert('x')</script>"
+    html = page(
+        dataset=evil,
+        classes=(evil, "b"),
+        command=evil,
+        drops=[{"id": evil, "n_items": 1, "created": evil}],
+        cards=[{"name": evil, evil: evil}],
+        ledger=ledger((1, 9), classes=(evil, "b")),
+        failures=pd.DataFrame([[evil, "failed", evil, 1]], columns=FAILURE_COLUMNS),
+        gallery=[item(evil, predicted=evil, caption=evil, policy=evil, status=evil)],
+        scores=study().assign(mask=evil),
+    )
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;") > 15
+
+
+def test_page_needs_neither_network_nor_other_files() -> None:
+    html = page()
+    addresses = re.findall(r'(?:src|href)="([^"]*)"', html)
+    assert len(addresses) == 4
+    assert all(address.startswith("data:image/") for address in addresses)
+    assert not re.search(r"https?://|url\(|@import|<link|<script", html)
+    assert "default-src 'none'" in html
+
+
+def test_pictures_stand_under_their_class_with_status_and_prediction() -> None:
+    html = page(gallery=[item("b", predicted="b", status="ok"), item("a")])
+    a, b = html.index("<h3>a</h3>"), html.index("<h3>b</h3>")
+    assert a < html.index("✗ predicted b") < b < html.index("✓ predicted b")
+    assert html.count('<span class="badge">fallback</span>') == 1
+
+
+def test_mask_is_outlined_and_its_inside_stays_visible() -> None:
+    drawn = outlined(item().image, item().mask)
+    assert drawn.shape == (THUMBNAIL_PX, THUMBNAIL_PX, 3)
+    amber = (drawn == (255, 176, 0)).all(axis=-1)
+    assert 0.01 < amber.mean() < 0.05
+    assert (drawn[~amber] == 90).all()
+
+
+def test_tables_and_figures_are_files_beside_the_page(tmp_path: Path) -> None:
+    out = write_report(data(), tmp_path / "report").parent
+    names = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
+    curve = [f"figures/learning_curve.{kind}" for kind in ("csv", "png", "svg")]
+    assert names == [*curve, "index.html", "scores.csv", "summary.csv"]
+    back = pd.read_csv(out / "scores.csv", keep_default_na=False)
+    assert back["correct"].tolist() == study()["correct"].tolist()
+    assert pd.read_csv(out / "figures/learning_curve.csv")["accuracy_mean"].iloc[1] == pytest.approx(0.8)
+    with Image.open(out / "figures/learning_curve.png") as image:
+        assert image.width > 800
+
+
+def test_second_report_replaces_the_first_and_is_the_same(tmp_path: Path) -> None:
+    write_report(data(), tmp_path)
+    files = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    write_report(data(), tmp_path)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == files
+
+
+def test_curve_has_a_line_for_each_method() -> None:
+    figure = learning_curve(summarise(study()))
+    names = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert names == ["medfocus, mask union", "original", "constant"]
+    line = figure.axes[0].get_lines()[0]
+    assert line.get_ydata() == pytest.approx([55, 80])
+    assert figure_bytes(figure, "svg").startswith(b"<?xml")
+
+
+def test_figures_need_no_global_plotting_state() -> None:
+    code = "import sys, stages.report.page; sys.exit('matplotlib.pyplot' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_single_fraction_is_drawn_too() -> None:
+    scores = study()
+    assert figure_bytes(learning_curve(summarise(scores[scores["fraction"] == 1.0])), "png").startswith(b"\x89PNG")
+
+
+def test_missing_column_and_missing_scores_are_named() -> None:
+    with pytest.raises(ValueError, match="missing: ece"):
+        data(scores=study().drop(columns="ece"))
+    with pytest.raises(ValueError, match="at least one row"):
+        data(scores=study().iloc[:0])
+
+
+def test_full_disk_is_a_store_error_and_leaves_no_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, _data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("stages.report.page.write_synced", full)
+    with pytest.raises(StoreError):
+        write_report(data(), tmp_path / "report")
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
