@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from manifests import disk
-from manifests.disk import write_atomic
 from manifests.errors import StoreError
 from manifests.fingerprint import canonical_json, digest_bytes, digest_json
 from manifests.layout import UnitPaths
 from manifests.shards import array_metadata, check_specs, shard_key
 from manifests.types import ArraySpec, Chunk
 
-__all__ = ["SCHEMA_VERSION", "StageStore", "group_files", "make_folders", "metadata_problems", "write_atomic"]
+__all__ = ["SCHEMA_VERSION", "StageStore", "group_files", "make_folders", "metadata_problems"]
 
 SCHEMA = "medfocus.map-store"
 SCHEMA_VERSION = 1

@@ -75,9 +75,10 @@ class RunConfig(Settings):
             raise ValueError(f"canvas_px differs between sections: {sorted(sides)}; set it once, at the top")
         if (self.texts.model, self.texts.features) != (self.embeddings.model, self.embeddings.features):
             raise ValueError("texts and embeddings must name the same model and features")
-        for section, view in (("fusion", self.fusion.view), ("probes", self.probes.view)):
-            if view not in self.embeddings.views:
-                raise ValueError(f"{section}.view {view!r} is not among embeddings.views {list(self.embeddings.views)}")
+        if self.fusion.view != self.probes.view:
+            raise ValueError(f"fusion.view {self.fusion.view!r} and probes.view {self.probes.view!r} must be the same")
+        if self.fusion.view not in self.embeddings.views:
+            raise ValueError(f"fusion.view {self.fusion.view!r} is not among embeddings.views {list(self.embeddings.views)}")
         if "original" in self.probes.methods and "original" not in self.embeddings.views:
             raise ValueError("probes.methods has 'original', but embeddings.views lacks it")
         return self
@@ -160,8 +161,8 @@ def _share(raw: Mapping[str, Any]) -> dict[str, Any]:
     view = out["masks"].get("compositing", "masked")
     out["embeddings"].setdefault("views", ["original", view])
     out["embeddings"].setdefault("compositing", view)
-    for name in ("fusion", "probes"):
-        out[name].setdefault("view", view)
+    chosen = out["fusion"].setdefault("view", out["probes"].get("view", view))
+    out["probes"].setdefault("view", chosen)
     return out
 
 

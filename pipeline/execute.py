@@ -18,7 +18,7 @@ from manifests.layout import DatasetPaths
 from manifests.types import Cell, Chunk, ChunkArrays, Status
 from pipeline.config import RunConfig
 from pipeline.graph import Node
-from pipeline.plan import PlannedUnit, input_digests, is_stale
+from pipeline.plan import PlannedUnit, input_digests, stale_commit
 from pipeline.workspace import Workspace
 from stages.base import MapStage, StageData
 
@@ -106,8 +106,9 @@ def _run_chunk(workspace: Workspace, node: Node, chunk: Chunk, task: UnitTask) -
     result = stage.process(workspace.chunk_rows(chunk), workspace.image_source(chunk.drop), upstream)
     computed = time.perf_counter()
     store = workspace.store(node, chunk.drop)
-    if is_stale(workspace, node, chunk):
-        retire(store.root, chunk.unit)
+    stale = stale_commit(workspace, node, chunk)
+    if stale is not None:
+        retire(store.root, chunk.unit, stale.attempt)
     won = publish_chunk(store, chunk, result, {"inputs": inputs})
     timings = {**result.timings, "load": loaded - started, "publish": time.perf_counter() - computed}
     statuses = Counter(Status(item.status).name.lower() for item in result.items)

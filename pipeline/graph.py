@@ -57,8 +57,7 @@ def _branch(config: RunConfig, policy: str, masks: Settings, *, first: bool) -> 
     embeddings: Settings = config.embeddings
     probes: Settings = config.probes
     if not first:
-        needed = {config.fusion.view, config.probes.view}
-        views = tuple(v for v in config.embeddings.views if v != "original" or v in needed)
+        views = tuple(v for v in config.embeddings.views if v != "original" or v == config.fusion.view)
         embeddings = config.embeddings.model_copy(update={"views": views})
         methods = tuple(m for m in config.probes.methods if m in ("medfocus", "masked"))
         probes = config.probes.model_copy(update={"methods": methods})

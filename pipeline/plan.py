@@ -59,7 +59,7 @@ def plan_map(workspace: Workspace, node: Node, drop_id: str | None = None) -> li
         if drop_id in (None, drop.drop_id):
             reasons = dict(pending(workspace.root(node, drop.drop_id), list(chunks)))
             for index, (unit, chunk) in enumerate(chunks.items(), position):
-                if unit not in reasons and is_stale(workspace, node, chunk):
+                if unit not in reasons and stale_commit(workspace, node, chunk):
                     reasons[unit] = "upstream changed"
                 if unit in reasons:
                     planned.append(PlannedUnit(node.key, unit, reasons[unit], index, chunk=chunk))
@@ -73,12 +73,14 @@ def input_digests(workspace: Workspace, node: Node, chunk: Chunk) -> dict[str, s
     return {stage: content_digest(root, [chunk.unit]) for stage, root in inputs.items()}
 
 
-def is_stale(workspace: Workspace, node: Node, chunk: Chunk) -> bool:
-    """Whether a committed chunk was made from another commit of its input than the one that stands now."""
+def stale_commit(workspace: Workspace, node: Node, chunk: Chunk) -> Commit | None:
+    """The commit of a chunk if it was made from another commit of its input than the one that stands now."""
     if not node.inputs:
-        return False
+        return None
     commit = read_commit(workspace.root(node, chunk.drop), chunk.unit)
-    return commit is not None and commit.record.get("inputs") != input_digests(workspace, node, chunk)
+    if commit is None or commit.record.get("inputs") == input_digests(workspace, node, chunk):
+        return None
+    return commit
 
 
 def plan_cells(workspace: Workspace, node: Node) -> list[PlannedUnit]:

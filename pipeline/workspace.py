@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from manifests.commits import content_digest
+from manifests.disk import write_atomic
 from manifests.drops import Drop, load_drops, load_locations, load_rows
 from manifests.errors import InventoryError
 from manifests.fingerprint import canonical_json, digest_json
 from manifests.layout import DatasetPaths
 from manifests.readers import ImageSource
-from manifests.store import StageStore, write_atomic
+from manifests.store import StageStore
 from manifests.types import Chunk, ImageRow
 from pipeline.config import RunConfig
 from pipeline.graph import Node, build_graph

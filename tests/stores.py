@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pytest
 
 from manifests import disk
 from manifests.fingerprint import digest_json
 from manifests.layout import UnitPaths
 from manifests.store import StageStore
 from manifests.types import ArraySpec, Chunk, ItemOutcome, Status, UnitResult
+
+if TYPE_CHECKING:
+    import pytest
 
 SIDE = 16
 SPECS = (

@@ -28,10 +28,8 @@ from stages.models.weights import WeightsFolder
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
 
-FOREGROUND: Final = 1
-"""Label of a point inside the object."""
-BOX_CORNERS: Final = (2, 3)
-"""Labels of a box's upper left and lower right corner."""
+MOST_PROMPTS: Final = 256
+"""Prompts that one call of the decoder may hold, however much memory there is."""
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +78,8 @@ class Segmenter:
         channels, cells = self._dense_pe.shape[1], (self.image_px // 16) ** 2
         # Some twelve copies of the embedding in the transformer; then C/4 at 4 and C/8 at 16 times the cells, twice.
         bytes_each = 4 * cells * channels * (12 + 2 + 4)
-        return int(max(1, min(256, DECODER_BYTES[self.device.type] // bytes_each)))
+        room = DECODER_BYTES.get(self.device.type, DECODER_BYTES["cpu"])
+        return int(max(1, min(MOST_PROMPTS, room // bytes_each)))
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> ImageFeatures:

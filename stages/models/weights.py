@@ -99,7 +99,8 @@ class WeightsFolder:
                 shutil.copyfile(file, aside)
                 return self._adopt(known, aside, file.name)
             finally:
-                aside.unlink(missing_ok=True)
+                for left in (aside, aside.with_suffix(".json")):
+                    left.unlink(missing_ok=True)
 
     def record(self, name: str) -> WeightsRecord:
         """Record of an added file.
@@ -232,7 +233,7 @@ class WeightsFolder:
             yield
         except OSError as error:
             raise WeightsError(
-                f"The weights folder {self.root} cannot be written: {error.strerror or error}.",
+                f"The weights folder {self.root} cannot be written: {error}.",
                 f"Make it writable, make room, or set {ENVIRONMENT} to another folder.",
             ) from error
 

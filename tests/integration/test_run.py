@@ -1,0 +1,175 @@
+"""Whole runs on real models: what is computed, what is not computed again, and what people see."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.conftest import Cli, Finished
+from tests.integration.pipelines import QUICK, add_row, committed, copy_source, digests, stores, with_proposals
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass(frozen=True)
+class Study:
+    """A finished quick study that a test may go on with."""
+
+    cli: Cli
+    work: Path
+    source: Path
+
+    @property
+    def dataset(self) -> Path:
+        return self.work / "phantoms"
+
+    def ingest(self, *more: object) -> Finished:
+        labels = self.source / "labels.csv"
+        return self.cli(
+            "ingest", self.source, "--dataset", "phantoms", "--labels", labels, "--workdir", self.work, *more
+        )
+
+    def run(self, *more: object, settings: tuple[str, ...] = QUICK) -> Finished:
+        return self.cli("run", "--workdir", self.work, "--cluster", "inline", *settings, *more)
+
+
+@pytest.fixture(scope="module")
+def finished(cli: Cli, phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """One quick study, run to its end once for all tests of this module."""
+    root = tmp_path_factory.mktemp("study")
+    study = Study(cli, root / "work", copy_source(phantom_folder, root / "source"))
+    assert study.ingest("--chunk-items", 4).code == 0
+    done = study.run()
+    assert done.code == 0, done.err
+    return study
+
+
+@pytest.fixture
+def study(finished: Study, tmp_path: Path) -> Iterator[Study]:
+    """A copy of the finished study, with its source in the old place."""
+    shutil.copytree(finished.work, tmp_path / "work")
+    backup = copy_source(finished.source, tmp_path / "backup")
+    yield Study(finished.cli, tmp_path / "work", finished.source)
+    shutil.rmtree(finished.source)
+    shutil.copytree(backup, finished.source)
+
+
+def test_every_unit_is_committed_and_verifies(finished: Study) -> None:
+    units = {path.split("/")[0]: len(names) for path, names in stores(finished.dataset).items()}
+    assert units == {"masks": 5, "embeddings": 5, "texts": 1, "fusion": 4, "probes": 16}
+    verified = finished.cli("verify", "--workdir", finished.work)
+    assert verified.code == 0
+    assert "0 damaged" in verified.out
+
+
+def test_second_run_does_nothing(study: Study) -> None:
+    before = digests(study.dataset)
+    done = study.run("--json")
+    assert done.code == 0
+    assert done.json["committed"] == {}
+    assert study.run().out.startswith("Nothing to do: everything is committed.")
+    assert digests(study.dataset) == before
+
+
+def test_one_new_image_gives_a_drop_whose_one_chunk_alone_is_computed(study: Study) -> None:
+    old = study.source / "images" / "train" / "round" / "000.png"
+    new = old.with_name("new.png")
+    Image.open(old).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(new)
+    add_row(study.source, new, "round", "train", "")
+    assert "drop-002: 1 images in 1 chunks" in study.ingest().out
+    assert study.run().code == 0
+    chunks = [unit for unit in committed(study.dataset) if "drop-" in unit]
+    assert sorted(chunks) == ["embeddings[supplied]/drop-002/000000", "masks[supplied]/drop-002/000000"]
+
+
+def test_renamed_and_touched_files_recompute_nothing(study: Study) -> None:
+    old = study.source / "images" / "train" / "round" / "000.png"
+    old.rename(old.with_name("renamed.png"))
+    os.utime(study.source / "images" / "train" / "round" / "001.png", (1, 1))
+    labels = study.source / "labels.csv"
+    labels.write_text(labels.read_text().replace("images/train/round/000.png", "images/train/round/renamed.png"))
+    ingested = study.ingest("--json").json
+    assert (ingested["drop"], ingested["renamed"]) == (None, 1)
+    assert study.run("--json").json["committed"] == {}
+
+
+def test_renamed_file_is_found_when_a_later_stage_needs_it(study: Study) -> None:
+    old = study.source / "images" / "train" / "round" / "000.png"
+    old.rename(old.with_name("renamed.png"))
+    labels = study.source / "labels.csv"
+    labels.write_text(labels.read_text().replace("images/train/round/000.png", "images/train/round/renamed.png"))
+    study.ingest()
+    done = study.run("--stage", "embeddings", "--json", "--set", "masks.policy=none")
+    assert done.code == 0
+    assert done.json["failed_images"] == {}
+
+
+def test_changed_mask_policy_recomputes_no_proposal(study: Study) -> None:
+    assert study.run("--stage", "masks", settings=with_proposals()).code == 0
+    done = study.run("--stage", "masks", "--json", settings=with_proposals("masks.policy=top1")).json
+    assert done["committed"] == {"masks[top1]": 5}
+
+
+def test_changed_seeds_fit_only_the_new_cells(study: Study) -> None:
+    done = study.run("--stage", "fusion", "--json", "--set", "study.seeds=[0, 1, 2]").json
+    assert done["committed"] == {"fusion[supplied]": 2}
+
+
+def test_array_parts_together_equal_one_run(study: Study, tmp_path: Path) -> None:
+    parts = Study(study.cli, tmp_path / "parts", study.source)
+    parts.ingest("--chunk-items", 4)
+    for part in ("2/2", "1/2"):
+        assert parts.run("--stage", "one", "--part", part).code == 0
+    whole = {k: v for k, v in digests(study.dataset).items() if k.startswith("masks/")}
+    assert digests(parts.dataset) == whole
+
+
+def test_limited_run_leaves_cells_waiting(study: Study, tmp_path: Path) -> None:
+    limited = Study(study.cli, tmp_path / "limited", study.source)
+    limited.ingest("--chunk-items", 4)
+    done = limited.run("--limit", 1)
+    assert done.code == 0
+    assert "fusion[supplied] waits for" in done.out
+
+
+def test_two_workers_give_the_same_digests_as_one_process(study: Study, tmp_path: Path) -> None:
+    local = Study(study.cli, tmp_path / "local", study.source)
+    local.ingest("--chunk-items", 4)
+    done = local.cli("run", "--workdir", local.work, "--cluster", "local", "--workers", 2, *QUICK)
+    assert done.code == 0, done.err
+    assert digests(local.dataset) == digests(study.dataset)
+
+
+def test_run_record_and_events_hold_no_path(study: Study) -> None:
+    kept = [f for f in study.dataset.rglob("*") if f.is_file() and "drops" not in f.parts]
+    for file in kept:
+        data = file.read_bytes()
+        assert str(study.source).encode() not in data, file
+        assert str(study.work).encode() not in data, file
+
+
+def test_report_is_one_page_that_names_every_number(finished: Study) -> None:
+    page = next((finished.dataset / "reports").rglob("index.html"))
+    text = page.read_text()
+    scores = (page.parent / "scores.csv").read_text().splitlines()
+    assert len(scores) == 1 + 16
+    assert "http://" not in text.replace("http://www.w3.org", "")
+    assert "constant" in text
+
+
+def test_plan_and_status_say_what_is_and_what_would_be(study: Study) -> None:
+    done = study.cli("status", "--workdir", study.work, "--json", *QUICK)
+    by_stage = {row["stage"]: row for row in json.loads(done.out)}
+    assert by_stage["masks[supplied]"]["images"] == {"ok": 18}
+    planned = study.cli("plan", "--workdir", study.work, "--json", *QUICK, "--set", "masks.compositing=crop")
+    rows = {row["stage"]: (row["units"], row["why"]) for row in json.loads(planned.out)}
+    assert rows["masks[supplied]"] == (5, "new")
+    assert rows["texts"] == (0, "")
+    assert rows["fusion[supplied]"][0] is None

@@ -1,0 +1,54 @@
+"""The graph of stages: branches, order, and what a stage pulls in."""
+
+from __future__ import annotations
+
+import pytest
+
+from manifests.errors import UsageError
+from pipeline.config import load_config
+from pipeline.graph import build_graph, select
+from stages.embeddings.settings import EmbeddingsSettings
+from stages.probes.settings import ProbesSettings
+
+
+def keys(stage: str, *overrides: str) -> list[str]:
+    return [node.key for node in select(build_graph(load_config(overrides=overrides)), stage)]
+
+
+def test_stage_brings_everything_it_needs_in_order() -> None:
+    assert keys("fusion") == ["proposals", "texts", "masks[union]", "embeddings[union]", "fusion[union]"]
+    assert keys("one") == ["proposals", "masks[union]"]
+
+
+def test_supplied_masks_need_no_proposals() -> None:
+    assert keys("masks", "masks.policy=supplied") == ["masks[supplied]"]
+    with pytest.raises(UsageError, match="no stage 'proposals'"):
+        keys("proposals", "masks.policy=supplied")
+
+
+def test_inputs_come_before_what_needs_them() -> None:
+    nodes = build_graph(load_config(overrides=['masks.compare=["supplied", "none"]']))
+    place = {node.key: i for i, node in enumerate(nodes)}
+    assert all(place[key] < place[node.key] for node in nodes for key in node.inputs.values())
+
+
+def test_what_knows_no_mask_is_computed_in_the_first_branch_alone() -> None:
+    nodes = {n.key: n for n in build_graph(load_config(overrides=['masks.compare=["supplied"]']))}
+    second, probes = nodes["embeddings[supplied]"].settings, nodes["probes[supplied]"].settings
+    assert isinstance(second, EmbeddingsSettings)
+    assert isinstance(probes, ProbesSettings)
+    assert second.views == ("masked",)
+    assert probes.methods == ("medfocus", "masked")
+
+
+def test_view_that_fusion_reads_stays_in_every_branch() -> None:
+    overrides = ['masks.compare=["none"]', 'embeddings.views=["original"]', "fusion.view=original"]
+    config = load_config(overrides=[*overrides, "probes.view=original"])
+    settings = {n.key: n.settings for n in build_graph(config)}["embeddings[none]"]
+    assert isinstance(settings, EmbeddingsSettings)
+    assert settings.views == ("original",)
+
+
+def test_unknown_stage_lists_the_stages() -> None:
+    with pytest.raises(UsageError, match=r"no stage 'mask'.*masks.*all"):
+        keys("mask")
