@@ -78,7 +78,9 @@ class RunConfig(Settings):
         if self.fusion.view != self.probes.view:
             raise ValueError(f"fusion.view {self.fusion.view!r} and probes.view {self.probes.view!r} must be the same")
         if self.fusion.view not in self.embeddings.views:
-            raise ValueError(f"fusion.view {self.fusion.view!r} is not among embeddings.views {list(self.embeddings.views)}")
+            raise ValueError(
+                f"fusion.view {self.fusion.view!r} is not among embeddings.views {list(self.embeddings.views)}"
+            )
         if "original" in self.probes.methods and "original" not in self.embeddings.views:
             raise ValueError("probes.methods has 'original', but embeddings.views lacks it")
         return self
