@@ -29,7 +29,7 @@ class Changes:
     copies: int
     """Files with the bytes of a known image that is still in its own place."""
     conflicts: tuple[str, ...]
-    """Known images that now have another label or split, in words; nothing was changed."""
+    """Known images that now have another label, split or mask, in words; nothing was changed."""
 
 
 @dataclass
@@ -41,6 +41,8 @@ class _Comparison:
     """Items by key."""
     listed: frozenset[str]
     """Path of every item."""
+    masks: Mapping[str, str]
+    """Digest of every item's mask by its path."""
     locations: dict[str, str]
     renamed: int = 0
     vanished: int = 0
@@ -55,11 +57,13 @@ class _Comparison:
         renamed_to = ""
         if local:
             renamed_to = self._follow_image(key, local, items)
-            self._follow_mask(local, items)
+            self._follow_masks(local, items)
         for item in items:
             self.unchanged += item.path in places
             self.copies += item.path not in places and item.path != renamed_to
         self._compare_labels(rows, items)
+        for item in items:
+            self._compare_mask([row for row in local if row.path == item.path] or rows, local, item)
 
     def _follow_image(self, key: str, local: Sequence[ImageRow], items: Sequence[SourceItem]) -> str:
         """Record where the bytes are now, and return the new path of a rename; one copy serves all equal rows."""
@@ -85,15 +89,38 @@ class _Comparison:
             return any(item.path == path for item in self.found.get(key, ()))
         return (self.source / path).is_file()
 
-    def _follow_mask(self, local: Sequence[ImageRow], items: Sequence[SourceItem]) -> None:
-        """Record where the mask is now."""
-        key = mask_key(local[0].image_id)
-        recorded = [row.mask_path for row in local if row.mask_path]
-        moved = [item.mask_path for item in items if item.mask_path]
-        if all((self.source / mask).is_file() for mask in recorded):
-            self.locations.pop(key, None)
-        elif moved:
-            self.locations[key] = moved[0]
+    def _follow_masks(self, local: Sequence[ImageRow], items: Sequence[SourceItem]) -> None:
+        """Record where the bytes of each mask are now; one place serves all rows with this image and mask."""
+        for sha256 in {row.mask_sha256 for row in local if row.mask_sha256}:
+            same = [row for row in local if row.mask_sha256 == sha256]
+            key = mask_key(same[0])
+            moved = sorted(item.mask_path for item in items if item.mask_sha256 == sha256)
+            if all(self._holds_mask(row.mask_path, sha256) for row in same):
+                self.locations.pop(key, None)
+            elif moved and self.locations.get(key) not in moved:
+                self.locations[key] = moved[0]
+
+    def _holds_mask(self, path: str, sha256: str) -> bool:
+        """Whether a path still holds this mask; a file that this listing leaves out is trusted."""
+        return self.masks[path] == sha256 if path in self.masks else (self.source / path).is_file()
+
+    def _compare_mask(self, rows: Sequence[ImageRow], local: Sequence[ImageRow], item: SourceItem) -> None:
+        """Report a mask that was added, edited or lost; an item without one says nothing of another source's rows."""
+        had = [row for row in rows if row.mask_path]
+        if item.mask_path and not had:
+            verdict = "mask added in the source; its drop keeps none"
+        elif item.mask_path and item.mask_sha256 not in {row.mask_sha256 for row in had}:
+            state = "changed" if item.mask_sha256 else "unreadable"
+            verdict = f"mask {state} in the source; its drop keeps the old one"
+        elif not item.mask_path and any(row in local for row in had) and not any(map(self._mask_is_there, had)):
+            verdict = "mask gone from the source; its drop still names it"
+        else:
+            return
+        self.conflicts.append(f"{item.image_id}: {verdict}")
+
+    def _mask_is_there(self, row: ImageRow) -> bool:
+        places = {row.mask_path, self.locations.get(mask_key(row), row.mask_path)}
+        return any(self._holds_mask(path, row.mask_sha256) for path in places)
 
     def _compare_labels(self, rows: Sequence[ImageRow], items: Sequence[SourceItem]) -> None:
         recorded = {(row.split, row.label) for row in rows}
@@ -127,7 +154,9 @@ def compare(
     found: dict[str, list[SourceItem]] = defaultdict(list)
     for item in items:
         found[item.key].append(item)
-    comparison = _Comparison(source, found, frozenset(item.path for item in items), dict(locations))
+    listed = frozenset(item.path for item in items)
+    masks = {item.mask_path: item.mask_sha256 for item in items if item.mask_path}
+    comparison = _Comparison(source, found, listed, masks, dict(locations))
     for key, same in rows.items():
         comparison.add(key, [row for row, _ in same], [row for row, here in same if here])
     return Changes(

@@ -29,7 +29,8 @@ class Drop(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
+    """2 since inventory.csv has mask_sha256."""
     drop_id: str
     dataset: str
     source_root: str
@@ -163,6 +164,11 @@ def _load_drop(folder: Path) -> Drop:
         raise InventoryError(f"{DROP_FILE} of drop {folder.name!r} is missing.", RESTORE) from error
     except ValidationError as error:
         wrong = ", ".join(str(e["loc"][0]) if e["loc"] else e["type"] for e in error.errors())
+        if wrong == "schema_version":
+            raise InventoryError(
+                f"{DROP_FILE} of drop {folder.name!r} has a schema_version of another version of this tool.",
+                "Use that version, or ingest the source into another work folder.",
+            ) from error
         raise InventoryError(f"{DROP_FILE} of drop {folder.name!r} is damaged ({wrong}).", RESTORE) from error
     if drop.drop_id != folder.name:
         raise InventoryError(f"The folder of drop {drop.drop_id!r} is named {folder.name!r}.", "Rename it back.")

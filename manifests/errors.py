@@ -7,6 +7,8 @@ PipelineError                1   a bug, or something nobody foresaw
 ├── RefusedError             4   going on would make the results wrong
 │   ├── InventoryError       4   the source folder, the CSV or a drop
 │   └── StoreError           4   the work folder, a store, a commit, a full or read-only disk
+│       └── DamagedError     4   one committed unit is not what was committed; other units can go on
+├── UnitError                3   one unit cannot be computed; other units can go on
 ├── ReadError                -   one image cannot be read: becomes a row, never ends a run
 └── InterruptedRunError     75   stopped by a signal; start again to resume
 """
@@ -76,6 +78,16 @@ class InventoryError(RefusedError):
 
 class StoreError(RefusedError):
     """The work folder or a store in it is damaged, foreign, full or not writable."""
+
+
+class DamagedError(StoreError):
+    """One committed unit is missing a file, or a file is not what was committed."""
+
+
+class UnitError(PipelineError):
+    """One unit cannot be computed from what it is given; the run goes on with the others."""
+
+    exit_code = ExitCode.FAILURES
 
 
 class InterruptedRunError(PipelineError):

@@ -52,7 +52,7 @@ class IngestReport:
     duplicates: int
     """Files with the bytes of another file: rows of the new drop, and copies of known images, which make no row."""
     conflicts: tuple[str, ...]
-    """Known images with another label or split than before, by image_id; nothing was changed."""
+    """Known images with another label, split or mask than before, each text led by image_id; nothing was changed."""
     ignored: int
     leaks: tuple[str, ...]
     """image_ids of test and validation images that leak through the new drop, and were accepted."""

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from manifests import disk
-from manifests.errors import StoreError
+from manifests.disk import place
+from manifests.errors import DamagedError, StoreError
 from manifests.fingerprint import digest_file
 from manifests.layout import UnitPaths
-from manifests.records import Commit
+from manifests.records import REPAIR, Commit
 from manifests.store import StageStore, group_files, metadata_problems
 from manifests.types import ArraySpec
 from manifests.units import committed_units, read_commit
@@ -213,3 +214,27 @@ def _last_change(folder: Path) -> float:
         return max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
     except FileNotFoundError:
         return time.time()
+
+
+def checked_artifacts(root: Path, unit: str) -> Path:
+    """Folder of a committed cell, after its artifacts have been compared with the commit record.
+
+    Parameters
+    ----------
+    root : Path
+        Folder of the cell stage.
+    unit : str
+        Name of the cell.
+
+    Raises
+    ------
+    StoreError
+        If the cell is not committed.
+    DamagedError
+        If an artifact is missing or not what was committed.
+    """
+    for damage in _unit_damages(root, unit, ()):
+        raise DamagedError(f"{place(root)}/{damage.path} is {damage.problem}.", REPAIR)
+    if read_commit(root, unit) is None:
+        raise StoreError(f"{place(root)}/{unit} is not committed.", "Run: pipeline run")
+    return UnitPaths(root).commit(unit)

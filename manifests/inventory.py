@@ -25,6 +25,8 @@ class SourceItem:
     """First 16 hex digits of the file's sha256; of its path's where the file cannot be read at all."""
     path: str
     mask_path: str
+    mask_sha256: str
+    """Empty if there is no mask or it cannot be read."""
     sha256: str
     """Empty if the file cannot be read at all."""
     bytes: int
@@ -60,7 +62,7 @@ def scan(
     labels: Path | None = None,
     on_file: Callable[[int, int], None] | None = None,
 ) -> Scan:
-    """List a source, and read the digest and header of every image.
+    """List a source, and read the digest and header of every image, and the digest of every mask.
 
     Parameters
     ----------
@@ -109,6 +111,7 @@ def number_rows(items: Iterable[SourceItem]) -> tuple[ImageRow, ...]:
                 image_id=item.image_id,
                 path=item.path,
                 mask_path=item.mask_path,
+                mask_sha256=item.mask_sha256,
                 sha256=item.sha256,
                 bytes=item.bytes,
                 width=item.header.width,
@@ -138,6 +141,7 @@ def _examine(root: Path, image: ListedImage, salt: str) -> SourceItem:
         image_id=image_id,
         path=image.path,
         mask_path=image.mask_path,
+        mask_sha256=_mask_digest(root / image.mask_path) if image.mask_path else "",
         sha256=sha256,
         bytes=size,
         header=header,
@@ -147,3 +151,12 @@ def _examine(root: Path, image: ListedImage, salt: str) -> SourceItem:
         extra_masks=image.extra_masks,
         reason=reason,
     )
+
+
+def _mask_digest(path: Path) -> str:
+    """Digest of a mask; empty if it cannot be read, which the masks stage records with its reason."""
+    try:
+        with open_regular(path):
+            return digest_file(path)
+    except ReadError:
+        return ""

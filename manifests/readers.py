@@ -46,6 +46,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "decode.mode": "a pixel format without a rule",
         "decode.nonfinite": "a floating-point image with NaN or infinity",
         "mask.missing": "the inventory names no mask for this image",
+        "mask.changed": "the mask's bytes are no longer those that were ingested",
         "mask.size": "the mask has another size than its image",
         "upstream.failed": "an earlier stage could not use this image",
     }
@@ -104,7 +105,7 @@ class ImageSource:
     root: Path
     """The source folder."""
     locations: Mapping[str, str] = field(default_factory=dict)
-    """Path relative to the root of each renamed file by image_id; of its mask by `mask_key(image_id)`."""
+    """Path relative to the root of each renamed file by image_id; of its mask by `mask_key(row)`."""
     max_pixels: int = MAX_PIXELS
     """Images with more pixels are refused before they are decoded."""
 
@@ -138,15 +139,19 @@ class ImageSource:
         Raises
         ------
         ReadError
-            `mask.missing` if the row names none, `mask.size` if it does not fit the image, or a code of reading.
+            `mask.missing` if the row names none, `mask.changed` if the bytes are not those that were ingested,
+            `mask.size` if it does not fit the image, or a code of reading.
         """
         if not row.mask_path:
             raise ReadError("mask.missing", "no mask was supplied")
-        relative = self.locations.get(mask_key(row.image_id), row.mask_path)
-        try:
-            mask = decoder_of(relative).mask(self._bytes(relative), self.max_pixels)
-        except ReadError as error:
-            raise ReadError(error.reason, f"mask: {error.detail}") from error
+        relative = self.locations.get(mask_key(row), row.mask_path)
+        with _told_of_the_mask():
+            data = self._bytes(relative)
+        if digest_bytes(data) != row.mask_sha256:
+            advice = "restore the mask that was ingested" if row.mask_sha256 else "unreadable when it was ingested"
+            raise ReadError("mask.changed", advice)
+        with _told_of_the_mask():
+            mask = decoder_of(relative).mask(data, self.max_pixels)
         if mask.shape != (row.height, row.width):
             sizes = f"mask {mask.shape[1]} x {mask.shape[0]} px, image {row.width} x {row.height} px"
             raise ReadError("mask.size", sizes)
@@ -161,9 +166,18 @@ class ImageSource:
         return data
 
 
-def mask_key(image_id: str) -> str:
-    """Key of an image's mask in the record of renamed files."""
-    return f"{image_id}.mask"
+def mask_key(row: ImageRow) -> str:
+    """Key of a row's mask in the record of renamed files; equal images may have masks of their own."""
+    return f"{row.image_id}.mask-{row.mask_sha256[:16]}"
+
+
+@contextmanager
+def _told_of_the_mask() -> Iterator[None]:
+    """Say in the detail of a `ReadError` that it is about the mask, not the image."""
+    try:
+        yield
+    except ReadError as error:
+        raise ReadError(error.reason, f"mask: {error.detail}") from error
 
 
 def probe(path: Path) -> Header:

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from manifests import disk
-from manifests.errors import StoreError
+from manifests.errors import DamagedError, StoreError
 from manifests.fingerprint import canonical_json, digest_bytes, digest_json
 from manifests.layout import UnitPaths
 from manifests.types import ItemOutcome
@@ -93,7 +93,7 @@ def load_record(root: Path, unit: str) -> Commit | None:
                 if not paths.commit(unit).exists():
                     return None
                 time.sleep(LOOK_EVERY_S)
-    raise StoreError(f"{name} has no commit.json.", REPAIR)
+    raise DamagedError(f"{name} has no commit.json.", REPAIR)
 
 
 def parse_record(data: bytes, name: str) -> Commit:
@@ -116,7 +116,7 @@ def parse_record(data: bytes, name: str) -> Commit:
         digest = fields.pop("sha256")
         version = fields["schema_version"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(f"{name}/commit.json is damaged: it is no commit record.", REPAIR) from error
+        raise DamagedError(f"{name}/commit.json is damaged: it is no commit record.", REPAIR) from error
     if version != RECORD_VERSION:
         raise StoreError(
             f"{name}/commit.json is of version {version}, this version of MedFocus reads {RECORD_VERSION}.",
@@ -125,8 +125,8 @@ def parse_record(data: bytes, name: str) -> Commit:
     # As `canonical_json`, but by the C encoder: what json.loads returned needs no checks, and plans read thousands.
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     if digest != digest_bytes(text.encode("ascii")):
-        raise StoreError(f"{name}/commit.json is damaged: it does not match its digest.", REPAIR)
+        raise DamagedError(f"{name}/commit.json is damaged: it does not match its digest.", REPAIR)
     try:
         return Commit.model_validate(fields)
     except ValidationError as error:
-        raise StoreError(f"{name}/commit.json is damaged: {error.errors()[0]['msg']}.", REPAIR) from error
+        raise DamagedError(f"{name}/commit.json is damaged: {error.errors()[0]['msg']}.", REPAIR) from error

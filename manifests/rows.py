@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from manifests import disk
-from manifests.errors import StoreError
+from manifests.errors import DamagedError, StoreError
 from manifests.fingerprint import digest_bytes
 from manifests.records import REPAIR
 from manifests.shards import decode_shard
@@ -57,7 +57,7 @@ def read_rows(store: StageStore, chunk: Chunk, names: Sequence[str] | None = Non
         if seen == commit.attempt:
             break
         seen = commit.attempt
-    raise StoreError(f"{disk.place(store.root)}/{wrong[0].as_posix()} is missing or not what was committed.", REPAIR)
+    raise DamagedError(f"{disk.place(store.root)}/{wrong[0].as_posix()} is missing or not what was committed.", REPAIR)
 
 
 def _shard_bytes(path: Path) -> bytes:

@@ -46,6 +46,8 @@ SLURM = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RES
 PATH_ARGUMENT = re.compile(r"(?:^|(?<==))(?!\d+/\d+$)(?:~.*|[^=]*[/\\].*|\.\.?$)")
 """The part of an argument that is a path; `3/16` of `--part` is none."""
 HIDDEN = "<path>"
+TEXT_PATH = re.compile(r"""(?P<quote>['"])[^'"]*[/\\][^'"]*(?P=quote)|(?<![\w.>])[/~][^\s'"]*""")
+"""A path inside a sentence: anything in quotes that has a separator, or a word that begins like an absolute path."""
 
 
 class RunRecord(BaseModel):
@@ -187,6 +189,11 @@ def load_run(folder: Path) -> RunRecord:
 def hide_paths(argument: str) -> str:
     """Replace what is a path in a command-line argument (`--workdir=/a/b`, `images/`) by a placeholder."""
     return PATH_ARGUMENT.sub(HIDDEN, argument)
+
+
+def hide_text_paths(text: str) -> str:
+    """Replace the paths in a message, such as that of an OSError, by a placeholder."""
+    return TEXT_PATH.sub(HIDDEN, text)
 
 
 def _hide_absolute(value: Any) -> Any:

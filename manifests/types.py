@@ -47,6 +47,8 @@ class ImageRow:
     """Path of the image relative to the source root, with forward slashes."""
     mask_path: str
     """Path of the supplied mask relative to the source root; empty if there is none."""
+    mask_sha256: str
+    """Digest of the mask file's bytes, 64 hex digits; empty if there is none or it could not be read."""
     sha256: str
     """Digest of the file's bytes, 64 hex digits."""
     bytes: int

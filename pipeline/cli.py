@@ -141,6 +141,54 @@ def verify(
 
 
 @app.command()
+def repair(
+    workdir: WorkdirOption = DEFAULT_WORKDIR,
+    dataset: DatasetOption = None,
+    config: ConfigOption = None,
+    preset: PresetOption = None,
+    set_: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Make every damaged unit of a data set pending, so that the next run computes it anew; restore metadata."""
+    from pipeline.commands import open_workspace
+    from pipeline.mending import do_repair
+
+    raise typer.Exit(do_repair(open_workspace(workdir, dataset, (config, set_, preset)), as_json=json))
+
+
+@app.command()
+def retry(
+    reason: Annotated[str, typer.Option("--reason", metavar="CODE", help="Reason code, such as file.missing.")],
+    workdir: WorkdirOption = DEFAULT_WORKDIR,
+    dataset: DatasetOption = None,
+    config: ConfigOption = None,
+    preset: PresetOption = None,
+    set_: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Make chunks pending whose images failed for a reason that is gone, so that the next run computes them anew."""
+    from pipeline.commands import open_workspace
+    from pipeline.mending import do_retry
+
+    raise typer.Exit(do_retry(open_workspace(workdir, dataset, (config, set_, preset)), reason, as_json=json))
+
+
+@app.command()
+def gc(
+    days: Annotated[float, typer.Option("--days", min=0, help="Only what has not changed for so long.")] = 7,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete it; without this it is listed.")] = False,
+    workdir: WorkdirOption = DEFAULT_WORKDIR,
+    dataset: DatasetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """List, or delete, what killed processes left in staging; an attempt at work must be younger than --days."""
+    from pipeline.commands import dataset_paths
+    from pipeline.mending import DAY_S, do_gc
+
+    raise typer.Exit(do_gc(dataset_paths(workdir, dataset), days * DAY_S, delete=delete, as_json=json))
+
+
+@app.command()
 def report(
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     dataset: DatasetOption = None,

@@ -6,11 +6,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from manifests.errors import ExitCode, InventoryError
 from manifests.ingest import IngestOptions, IngestReport, ingest
@@ -22,8 +20,12 @@ from pipeline.graph import select
 from pipeline.logs import duration, log
 from pipeline.plan import commits_of, count_outcomes, incomplete_inputs, plan_cells, plan_map
 from pipeline.runner import Outcome, Runner, RunOptions
+from pipeline.terminal import print_table
 from pipeline.workspace import Workspace
 from stages.models.weights import WeightsFolder
+
+if TYPE_CHECKING:
+    from stages.report.data import ReportData
 
 ConfigSources = tuple[Path | None, Sequence[str] | None, str | None]
 """Configuration file, overrides, preset."""
@@ -60,9 +62,9 @@ def do_ingest(workdir: Path, source: Path, options: IngestOptions, *, as_json: b
     paths = Workdir(workdir.resolve()).dataset(options.dataset)
     report = ingest(paths, source, options)
     if as_json:
-        _print_json(_ingest_json(report))
+        print_json(_ingest_json(report))
         return
-    _say(_ingest_lines(report))
+    say(_ingest_lines(report))
 
 
 def _ingest_json(report: IngestReport) -> dict[str, Any]:
@@ -109,24 +111,35 @@ def do_plan(workspace: Workspace, stage: str, *, as_json: bool) -> None:
         reasons = sorted({u.reason for u in units})
         rows.append({"stage": node.key, "units": len(units), "why": ", ".join(reasons)})
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
-    _print_table(
+    print_table(
         ("stage", "units", "why"), [(r["stage"], "all" if r["units"] is None else r["units"], r["why"]) for r in rows]
     )
 
 
 def do_run(workspace: Workspace, options: RunOptions, *, as_json: bool) -> int:
     """Run, say what was done, and return the exit code; `--stage all` ends with the report."""
-    outcome = Runner(workspace.paths, workspace.config, options).run()
+    runner = Runner(workspace.paths, workspace.config, options)
+    outcome = runner.run()
+    if not as_json:
+        say(_run_lines(outcome))
+    report = None
+    if _is_whole_study(options, outcome):
+        drops = tuple(drop.drop_id for drop in runner.workspace.drops)
+        shown = Workspace(workspace.paths, workspace.config, options.source, drops)
+        report = do_report(shown, quiet=as_json)
     if as_json:
-        _print_json({"run": outcome.run_id, "exit_code": int(outcome.exit_code), **outcome.tally.as_json()})
-    else:
-        _say(_run_lines(outcome))
-    finished = outcome.exit_code in (ExitCode.DONE, ExitCode.FAILURES) and not outcome.tally.waiting
-    if options.stage == "all" and finished and not as_json and not outcome.tally.failed_units:
-        do_report(Workspace(workspace.paths, workspace.config, options.source))
+        page = report.relative_to(workspace.paths.root.parent).as_posix() if report else None
+        fields = {"run": outcome.run_id, "exit_code": int(outcome.exit_code), "report": page}
+        print_json({**fields, **outcome.tally.as_json()})
     return int(outcome.exit_code)
+
+
+def _is_whole_study(options: RunOptions, outcome: Outcome) -> bool:
+    """Whether a run left nothing for a later one, so that its report is the study's."""
+    left = outcome.tally.waiting or outcome.tally.failed_units or options.part
+    return options.stage == "all" and outcome.exit_code in (ExitCode.DONE, ExitCode.FAILURES) and not left
 
 
 def _run_lines(outcome: Outcome) -> Iterable[str]:
@@ -166,39 +179,60 @@ def do_status(workspace: Workspace, *, as_json: bool) -> None:
             }
         )
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     cells = [
         (r["stage"], f"{r['committed']}/{r['units'] or '?'}", _pairs(r["images"]), _pairs(r["reasons"])) for r in rows
     ]
-    _print_table(("stage", "units", "images", "reasons"), cells)
+    print_table(("stage", "units", "images", "reasons"), cells)
 
 
 def _pairs(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
 
 
+def store_roots(paths: DatasetPaths) -> list[Path]:
+    """Folder of every map store and cell stage of a data set, under every configuration, sorted."""
+    return sorted(folder.parent for folder in (paths.root / "stages").rglob("commits") if folder.is_dir())
+
+
 def do_verify(paths: DatasetPaths, *, as_json: bool) -> int:
     """Check every commit of a data set; name each damaged file; return the exit code."""
-    roots = sorted(folder.parent for folder in (paths.root / "stages").rglob("commits") if folder.is_dir())
+    roots = store_roots(paths)
     damages = [(root.relative_to(paths.root).as_posix(), damage) for root in roots for damage in verify(root)]
     if as_json:
-        _print_json([{"store": root, **asdict(damage)} for root, damage in damages])
+        print_json([{"store": root, **asdict(damage)} for root, damage in damages])
     else:
-        _say(f"{root}: {damage.unit}: {damage.path}: {damage.problem}" for root, damage in damages)
-        _say([f"{len(roots)} stores verified, {len(damages)} damaged files."])
+        say(f"{root}: {damage.unit}: {damage.path}: {damage.problem}" for root, damage in damages)
+        advice = " Go on with: pipeline repair" if damages else ""
+        say([f"{len(roots)} stores verified, {len(damages)} damaged files.{advice}"])
     return int(ExitCode.REFUSED if damages else ExitCode.DONE)
 
 
-def do_report(workspace: Workspace) -> None:
-    """Write the report, print its table and its path."""
+def do_report(workspace: Workspace, *, quiet: bool = False) -> Path:
+    """Write the report and return its page; print its tables and its path, unless quiet."""
     from pipeline.results import build_report
-    from stages.report.tables import summary_table
 
-    page, data = build_report(workspace, f"pipeline report --dataset {workspace.paths.name}")
-    table = summary_table(data.scores)
-    _print_table([str(c) for c in table.columns], [tuple(row) for row in table.itertuples(index=False)])
-    _say([f"Report: {page}"])
+    page, data = build_report(workspace)
+    if not quiet:
+        _print_scores(data)
+        say([f"Report: {page}"])
+    return page
+
+
+def _print_scores(data: ReportData) -> None:
+    from stages.report.notes import warnings_of
+    from stages.report.tables import n_flagged, summary_table
+
+    flagged = n_flagged(data.scores)
+    say(["Test accuracy in percent: mean ± sd over seeds (correct/all answers, pooled)"])
+    for unflagged in (False, True) if flagged else (False,):
+        if unflagged:
+            say(["", f"The same without the {flagged} flagged test images, which also occur in training"])
+        table = summary_table(data.scores, unflagged=unflagged)
+        print_table([str(c) for c in table.columns], [tuple(row) for row in table.itertuples(index=False)])
+    if cautions := len(warnings_of(data)):
+        say([f"Cautions: {cautions}; they stand at the top of the report."])
 
 
 def do_doctor(workdir: Path, config: RunConfig, *, as_json: bool) -> int:
@@ -209,7 +243,7 @@ def do_doctor(workdir: Path, config: RunConfig, *, as_json: bool) -> int:
         if not as_json:
             typer.echo(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.detail}")
     if as_json:
-        _print_json([asdict(check) for check in checks])
+        print_json([asdict(check) for check in checks])
     return int(ExitCode.DONE if all(check.ok for check in checks) else ExitCode.USAGE)
 
 
@@ -217,9 +251,9 @@ def do_weights_list(*, as_json: bool) -> None:
     """Print every model of the registry."""
     rows = [asdict(row) for row in WeightsFolder().list_models()]
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
-    _print_table(
+    print_table(
         ("name", "kind", "source", "present", "sha256"),
         [(r["name"], r["kind"], r["source"], "yes" if r["present"] else "no", (r["sha256"] or "")[:12]) for r in rows],
     )
@@ -228,32 +262,22 @@ def do_weights_list(*, as_json: bool) -> None:
 def do_weights_add(name: str, file: Path) -> None:
     """Add a checkpoint file and print its record."""
     record = WeightsFolder().add(name, file)
-    _say([f"{record.name}: {record.bytes} bytes, sha256 {record.sha256}"])
+    say([f"{record.name}: {record.bytes} bytes, sha256 {record.sha256}"])
 
 
 def do_weights_check(name: str) -> None:
     """Recompute digests of a model's files."""
     digests = WeightsFolder().check(name)
-    _say(f"{file}: {digest}" for file, digest in sorted(digests.items()))
+    say(f"{file}: {digest}" for file, digest in sorted(digests.items()))
     log.debug("checked %s", name)
 
 
-def _print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in header:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)  # a pipe or a log file has no edge to wrap at
-    console.print(table)
-
-
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
+    """Print one line of JSON on stdout."""
     typer.echo(json.dumps(value))
 
 
-def _say(lines: Iterable[str]) -> None:
+def say(lines: Iterable[str]) -> None:
+    """Print lines on stdout as they come."""
     for line in lines:
         typer.echo(line)

@@ -51,8 +51,6 @@ class ClusterConfig(Settings):
     """Further attempts at a unit whose worker died or whose code raised."""
     grace_s: float = Field(default=60.0, ge=0)
     """After SIGTERM or SIGUSR1, units in flight may take this long to finish, in seconds."""
-    dashboard: bool = False
-    """Serve Dask's dashboard on the loopback interface."""
 
 
 class RunConfig(Settings):

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from manifests.errors import PipelineError
-from pipeline.cluster import gpu_count
+from pipeline.cluster import visible_gpus
 from pipeline.config import RunConfig
 from stages.models.weights import WeightsFolder
 
@@ -53,7 +53,9 @@ def examine(workdir: Path, config: RunConfig) -> Iterator[Check]:
     yield Check("python", sys.version_info >= (3, 11), sys.version.split()[0])
     for package in PACKAGES:
         yield _package(package)
-    yield Check("devices", ok=True, detail=f"{gpu_count()} CUDA devices, {os.cpu_count()} CPU cores")
+    yield Check(
+        "devices", ok=True, detail=f"{len(visible_gpus())} CUDA devices, {len(os.sched_getaffinity(0))} CPU cores"
+    )
     for model in sorted({config.proposals.model, config.embeddings.model}):
         yield _attempt(f"weights {model}", lambda model=model: _weights(model))  # type: ignore[misc]
     yield _attempt("free space", lambda: _free_space(workdir))

@@ -14,13 +14,19 @@ from typing import Any
 import numpy as np
 
 from manifests.commits import publish_cell, publish_chunk, read_rows, retire
+from manifests.errors import PipelineError, UnitError
+from manifests.fingerprint import digest_json
+from manifests.integrity import checked_artifacts
 from manifests.layout import DatasetPaths
 from manifests.types import Cell, Chunk, ChunkArrays, Status
 from pipeline.config import RunConfig
 from pipeline.graph import Node
-from pipeline.plan import PlannedUnit, input_digests, stale_commit
+from pipeline.plan import PlannedUnit, cell_inputs, input_digests, stale_cell, stale_commit
 from pipeline.workspace import Workspace
 from stages.base import MapStage, StageData
+
+CELL_ARRAYS = ("image", "status")
+"""What cells read of the embeddings; tokens would fill a worker's memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,14 @@ _LOADED: dict[tuple[str, str], MapStage] = {}
 """The one map stage whose model this process holds, by (fingerprint, device)."""
 
 
+def attempt_unit(task: UnitTask) -> UnitReport | PipelineError:
+    """Run a unit; an error of the tree is returned, because trying again would not help."""
+    try:
+        return run_unit(task)
+    except PipelineError as error:
+        return error
+
+
 def run_unit(task: UnitTask) -> UnitReport:
     """Compute and publish one unit in this process.
 
@@ -92,9 +106,7 @@ def run_unit(task: UnitTask) -> UnitReport:
             return _run_chunk(workspace, node, task.planned.chunk, task)
         if task.planned.cell is None:
             raise ValueError(f"{task.key}: a planned unit has a chunk or a cell, got neither")
-        if task.data_digest:
-            workspace.pin_data(node, task.data_digest)
-        return _run_cell(workspace, node, task.planned.cell)
+        return _run_cell(workspace, node, task.planned.cell, task)
 
 
 def _run_chunk(workspace: Workspace, node: Node, chunk: Chunk, task: UnitTask) -> UnitReport:
@@ -130,11 +142,16 @@ def _loaded(workspace: Workspace, node: Node, device: str) -> MapStage:
     return _LOADED[key]
 
 
-def _run_cell(workspace: Workspace, node: Node, cell: Cell) -> UnitReport:
+def _run_cell(workspace: Workspace, node: Node, cell: Cell, task: UnitTask) -> UnitReport:
     started = time.perf_counter()
-    stage = workspace.cell_stage(node)
+    if node.inputs and workspace.data_digest(node) != task.data_digest:
+        raise UnitError("Another run committed other features meanwhile.", "Run again.")
+    stage, inputs = workspace.cell_stage(node), cell_inputs(workspace, node, cell)
     data = _stage_data(workspace, node, cell)
-    won = publish_cell(workspace.root(node), cell.unit, lambda out: stage.fit(cell, data, out))
+    stale = stale_cell(workspace, node, cell)
+    if stale is not None:
+        retire(workspace.root(node), cell.unit, stale.attempt)
+    won = publish_cell(workspace.root(node), cell.unit, lambda out: stage.fit(cell, data, out), {"inputs": inputs})
     return UnitReport(won, timings={"fit": time.perf_counter() - started}, pid=os.getpid())
 
 
@@ -143,28 +160,30 @@ def _stage_data(workspace: Workspace, node: Node, cell: Cell) -> StageData:
     stage = workspace.cell_stage(node)
     artifacts = {}
     for name, needed in stage.needs(cell).items():
-        below = workspace.nodes[node.inputs[name]]
-        artifacts[name] = workspace.root(below) / "commits" / needed.unit
+        artifacts[name] = checked_artifacts(workspace.root(workspace.nodes[node.inputs[name]]), needed.unit)
     source = next((workspace.nodes[k] for k in node.inputs.values() if workspace.nodes[k].is_map), None)
     rows = tuple(row for drop in workspace.drops for row in workspace.rows(drop.drop_id))
     drops = tuple(drop.drop_id for drop in workspace.drops for _ in range(drop.n_items))
     if source is None:
         return StageData(rows, drops, np.zeros(len(rows), np.uint8), {}, {}, artifacts)
-    arrays, attributes = _features(workspace, source, workspace.data_digest(node))
+    arrays, attributes = _features(workspace, source)
     status = arrays["status"].astype(np.uint8)
     return StageData(rows, drops, status, arrays, attributes, artifacts)
 
 
-_FEATURES: dict[tuple[str, str], tuple[ChunkArrays, Mapping[str, Any]]] = {}
-"""Features of the last node that this process fitted cells on, by (fingerprint, data digest)."""
+_FEATURES: dict[str, tuple[ChunkArrays, Mapping[str, Any]]] = {}
+"""Features of the last node that this process fitted cells on, by digest of what was committed when they were read."""
 
 
-def _features(workspace: Workspace, node: Node, digest: str) -> tuple[ChunkArrays, Mapping[str, Any]]:
-    key = (workspace.fingerprint(node), digest)
+def _features(workspace: Workspace, node: Node) -> tuple[ChunkArrays, Mapping[str, Any]]:
+    """Vectors and statuses over all drops; read anew whenever a commit changed, also while they are read."""
+    key = digest_json([workspace.fingerprint(node), workspace.measure_data(node)])
     if key not in _FEATURES:
         stores = [(workspace.store(node, drop.drop_id), drop.chunks()) for drop in workspace.drops]
-        parts = [read_rows(store, chunk) for store, chunks in stores for chunk in chunks]
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        parts = [read_rows(store, chunk, CELL_ARRAYS) for store, chunks in stores for chunk in chunks]
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in CELL_ARRAYS}
+        if digest_json([workspace.fingerprint(node), workspace.measure_data(node)]) != key:
+            raise UnitError("Another run committed other features meanwhile.", "Run again.")
         _FEATURES.clear()
         _FEATURES[key] = joined, stores[0][0].attributes
     return _FEATURES[key]

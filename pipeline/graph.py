@@ -41,7 +41,6 @@ def build_graph(config: RunConfig) -> tuple[Node, ...]:
     nodes: list[Node] = []
     if any(policy not in ("none", "supplied") for policy in variants):
         nodes.append(Node("proposals", "proposals", config.proposals, {}))
-    nodes.append(Node("texts", "texts", config.texts, {}))
     for position, (policy, masks) in enumerate(variants.items()):
         nodes.extend(_branch(config, policy, masks, first=position == 0))
     return tuple(nodes)
@@ -62,9 +61,11 @@ def _branch(config: RunConfig, policy: str, masks: Settings, *, first: bool) -> 
         methods = tuple(m for m in config.probes.methods if m in ("medfocus", "masked"))
         probes = config.probes.model_copy(update={"methods": methods})
     fusion_inputs = {"embeddings": key("embeddings"), "texts": "texts"}
+    texts = [Node("texts", "texts", config.texts, {})] if first else []
     return [
         Node(key("masks"), "masks", masks, from_proposals, policy),
         Node(key("embeddings"), "embeddings", embeddings, {"masks": key("masks")}, policy),
+        *texts,
         Node(key("fusion"), "fusion", config.fusion, fusion_inputs, policy),
         Node(key("probes"), "probes", probes, {**fusion_inputs, "fusion": key("fusion")}, policy),
     ]

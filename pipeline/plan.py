@@ -52,17 +52,23 @@ class Part:
 
 def plan_map(workspace: Workspace, node: Node, drop_id: str | None = None) -> list[PlannedUnit]:
     """Chunks of a map node that are not committed, or whose input chunk has been committed anew since."""
+    if node.key not in workspace.plans:
+        workspace.plans[node.key] = _plan_chunks(workspace, node)
+    units: list[PlannedUnit] = workspace.plans[node.key]
+    return [u for u in units if u.chunk is not None and drop_id in (None, u.chunk.drop)]
+
+
+def _plan_chunks(workspace: Workspace, node: Node) -> list[PlannedUnit]:
     planned: list[PlannedUnit] = []
     position = 0
     for drop in workspace.drops:
         chunks = {chunk.unit: chunk for chunk in drop.chunks()}
-        if drop_id in (None, drop.drop_id):
-            reasons = dict(pending(workspace.root(node, drop.drop_id), list(chunks)))
-            for index, (unit, chunk) in enumerate(chunks.items(), position):
-                if unit not in reasons and stale_commit(workspace, node, chunk):
-                    reasons[unit] = "upstream changed"
-                if unit in reasons:
-                    planned.append(PlannedUnit(node.key, unit, reasons[unit], index, chunk=chunk))
+        reasons = dict(pending(workspace.root(node, drop.drop_id), list(chunks)))
+        for index, (unit, chunk) in enumerate(chunks.items(), position):
+            if unit not in reasons and stale_commit(workspace, node, chunk):
+                reasons[unit] = "upstream changed"
+            if unit in reasons:
+                planned.append(PlannedUnit(node.key, unit, reasons[unit], index, chunk=chunk))
         position += len(chunks)
     return planned
 
@@ -84,14 +90,39 @@ def stale_commit(workspace: Workspace, node: Node, chunk: Chunk) -> Commit | Non
 
 
 def plan_cells(workspace: Workspace, node: Node) -> list[PlannedUnit]:
-    """Cells of a cell node that are not committed; its inputs must be complete."""
+    """Cells of a cell node that are not committed, or were made from other cells; its inputs must be complete."""
+    if node.key not in workspace.plans:
+        workspace.plans[node.key] = _plan_cells(workspace, node)
+    units: list[PlannedUnit] = workspace.plans[node.key]
+    return units
+
+
+def _plan_cells(workspace: Workspace, node: Node) -> list[PlannedUnit]:
     cells = {cell.unit: cell for cell in workspace.cell_stage(node).cells()}
-    reasons = pending(workspace.root(node), list(cells))
+    reasons = dict(pending(workspace.root(node), list(cells)))
+    for unit, cell in cells.items():
+        if unit not in reasons and stale_cell(workspace, node, cell):
+            reasons[unit] = "upstream changed"
     return [
         PlannedUnit(node.key, unit, reasons[unit], index, cell=cell)
         for index, (unit, cell) in enumerate(cells.items())
         if unit in reasons
     ]
+
+
+def cell_inputs(workspace: Workspace, node: Node, cell: Cell) -> dict[str, str]:
+    """Content digest of every cell whose artifacts this one reads; goes into the commit record."""
+    needs = workspace.cell_stage(node).needs(cell)
+    roots = {stage: workspace.root(workspace.nodes[node.inputs[stage]]) for stage in needs}
+    return {stage: content_digest(roots[stage], [needed.unit]) for stage, needed in needs.items()}
+
+
+def stale_cell(workspace: Workspace, node: Node, cell: Cell) -> Commit | None:
+    """The commit of a cell if it was made from another commit of a cell that it reads than the one that stands now."""
+    commit = read_commit(workspace.root(node), cell.unit)
+    if commit is None or commit.record.get("inputs", {}) == cell_inputs(workspace, node, cell):
+        return None
+    return commit
 
 
 def incomplete_inputs(workspace: Workspace, node: Node) -> dict[str, int]:

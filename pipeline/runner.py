@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import FrameType
-from typing import Any
 
-from manifests.errors import ExitCode, PipelineError
+from manifests.errors import DamagedError, ExitCode, PipelineError, RefusedError, UsageError
 from manifests.layout import DatasetPaths
-from manifests.runs import EventLog, RunRecord, finish_run, new_run_id, start_run
-from manifests.types import Status
+from manifests.runs import EventLog, RunRecord, finish_run, hide_text_paths, new_run_id, start_run
 from pipeline.cluster import Cluster, choose_device, open_cluster
 from pipeline.config import RunConfig
 from pipeline.execute import UnitReport, UnitTask
 from pipeline.graph import Node, select
 from pipeline.logs import duration, log, ticker
-from pipeline.plan import Part, PlannedUnit, commits_of, incomplete_inputs, plan_cells, plan_map, share
+from pipeline.plan import Part, PlannedUnit, incomplete_inputs, plan_cells, plan_map, share
+from pipeline.signals import StopSignal
+from pipeline.tally import Tally
 from pipeline.workspace import Workspace
 
 
@@ -39,92 +37,6 @@ class RunOptions:
     """At most this many units a node."""
     source: Path | None = None
     """Where the source folder is mounted here."""
-
-
-@dataclass(slots=True)
-class Tally:
-    """What a run has done so far, by node."""
-
-    planned: Counter[str] = field(default_factory=Counter)
-    committed: Counter[str] = field(default_factory=Counter)
-    images: dict[str, Counter[str]] = field(default_factory=dict)
-    """Images by status."""
-    reasons: Counter[str] = field(default_factory=Counter)
-    """Failed and fallback images by reason."""
-    failed_units: dict[str, str] = field(default_factory=dict)
-    """What ended a unit for good, by its name."""
-    waiting: dict[str, str] = field(default_factory=dict)
-    """Nodes that could not start, and for what they wait."""
-    failed_images: Counter[str] = field(default_factory=Counter)
-    """Images without a result by reason, from earlier runs too."""
-
-    def add(self, node: str, report: UnitReport) -> None:
-        """Count one committed unit."""
-        self.committed[node] += 1
-        self.images.setdefault(node, Counter()).update(report.images)
-        self.reasons.update(report.reasons)
-
-    def count_failed(self, workspace: Workspace, nodes: Sequence[Node]) -> None:
-        """Count each image that failed once, under the reason of the first stage that could not use it."""
-        seen: dict[tuple[str, int], str] = {}
-        for node in nodes:
-            for (drop_id, _), commit in commits_of(workspace, node).items():
-                for item in commit.outcomes():
-                    if item.status == Status.FAILED:
-                        seen.setdefault((drop_id, item.row), item.reason)
-        self.failed_images = Counter(seen.values())
-
-    def exit_code(self) -> ExitCode:
-        """FAILURES if a unit failed for good or an image has no result."""
-        return ExitCode.FAILURES if self.failed_units or self.failed_images else ExitCode.DONE
-
-    def as_json(self) -> dict[str, Any]:
-        """Counts as JSON values."""
-        return {
-            "planned": dict(self.planned),
-            "committed": dict(self.committed),
-            "images": {node: dict(counts) for node, counts in self.images.items()},
-            "reasons": dict(self.reasons),
-            "failed_images": dict(self.failed_images),
-            "failed_units": self.failed_units,
-            "waiting": self.waiting,
-        }
-
-
-class StopSignal:
-    """Remembers that SIGTERM, SIGUSR1 or SIGINT came, and how long units in flight may still take.
-
-    Parameters
-    ----------
-    grace_s : float
-        Seconds from the signal on; a second SIGINT ends them at once.
-    """
-
-    def __init__(self, grace_s: float) -> None:
-        self._grace_s = grace_s
-        self._until: float | None = None
-        self.name = ""
-
-    def __call__(self, number: int, _frame: FrameType | None) -> None:
-        """Handle a signal."""
-        again = self._until is not None and number == signal.SIGINT
-        self.name = self.name or signal.Signals(number).name
-        self._until = 0.0 if again else (self._until or time.monotonic() + self._grace_s)
-
-    def remaining_s(self) -> float | None:
-        """None while no signal came; else the seconds that are left."""
-        return None if self._until is None else max(0.0, self._until - time.monotonic())
-
-    @contextmanager
-    def listening(self) -> Iterator[StopSignal]:
-        """Handle the signals inside the block, and restore what handled them before."""
-        numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-        before = {number: signal.signal(number, self) for number in numbers}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +65,8 @@ class Runner:
     def __init__(self, paths: DatasetPaths, config: RunConfig, options: RunOptions) -> None:
         self.paths, self.config, self.options = paths, config, options
         self.workspace = Workspace(paths, config, options.source)
+        if options.drop is not None:
+            self.workspace.drop(options.drop)
         self.device = choose_device(config.cluster)
         self.stop = StopSignal(config.cluster.grace_s)
         self.tally = Tally()
@@ -168,12 +82,10 @@ class Runner:
         """
         started = time.monotonic()
         nodes = select(tuple(self.workspace.nodes.values()), self.options.stage)
-        record, folder = (
-            start_run(self.paths.run(self.run_id), self.run_id, sys.argv, self.config.model_dump(mode="json")),
-            self.paths.run(self.run_id),
-        )
-        self.events = EventLog(folder / "events.jsonl")
+        folder = self.paths.run(self.run_id)
+        record = start_run(folder, self.run_id, sys.argv, self.config.model_dump(mode="json"))
         try:
+            self.events = EventLog(folder / "events.jsonl")
             with self.stop.listening():
                 self._run_nodes(nodes)
         except PipelineError as error:
@@ -205,8 +117,9 @@ class Runner:
     @contextmanager
     def _cluster(self, planned: Sequence[PlannedUnit], ahead: Sequence[Node]) -> Iterator[Cluster]:
         """Start workers for the first node that has work, and for the cells that come after it."""
+        chunks = sum(len(drop.chunks()) for drop in self.workspace.drops) if any(n.is_map for n in ahead[1:]) else 1
         cells = len(self.config.study.fractions) * len(self.config.study.seeds)
-        units = max(len(planned), cells if any(not node.is_map for node in ahead) else 1)
+        units = max(len(planned), chunks, cells if any(not node.is_map for node in ahead) else 1)
         with TemporaryDirectory(prefix="medfocus-") as scratch, open_cluster(self.config.cluster, units, scratch) as it:
             yield it
 
@@ -219,10 +132,10 @@ class Runner:
             log.warning("%s waits for %s", node.key, waits)
             return None
         units = plan_map(self.workspace, node, self.options.drop) if node.is_map else plan_cells(self.workspace, node)
-        units = share(units, self.options.part, self.options.limit)
+        units = share(self._computable(node, units), self.options.part, self.options.limit)
         self.tally.planned[node.key] = len(units)
         self.events.write("planned", node=node.key, units=len(units), reasons=dict(Counter(u.reason for u in units)))
-        return self._computable(node, units)
+        return units
 
     def _computable(self, node: Node, units: list[PlannedUnit]) -> list[PlannedUnit]:
         """Leave out chunks whose input chunk is not committed: it failed, or belongs to another part."""
@@ -241,8 +154,10 @@ class Runner:
 
     def _run_node(self, node: Node, planned: Sequence[PlannedUnit], cluster: Cluster) -> None:
         started = time.monotonic()
+        drop_ids = sorted({u.chunk.drop for u in planned if u.chunk is not None})
+        self.workspace.check_sources(drop_ids)
         self.workspace.write_identity(node)
-        for drop_id in sorted({u.chunk.drop for u in planned if u.chunk is not None}):
+        for drop_id in drop_ids:
             self.workspace.store(node, drop_id)
         config = self.config.model_dump_json()
         source = str(self.options.source.resolve()) if self.options.source else ""
@@ -255,6 +170,7 @@ class Runner:
             for task, result in cluster.run(tasks, self.stop.remaining_s):
                 self._record(node, task, result)
                 progress.advance()
+        self.workspace.forget_plans()
         done, seconds = self.tally.committed[node.key], time.monotonic() - started
         log.info("%s: %d of %d units in %s%s", node.key, done, len(tasks), duration(seconds), self._images(node))
 
@@ -271,12 +187,12 @@ class Runner:
                 pid=result.pid,
             )
             return
-        if isinstance(result, PipelineError) and result.exit_code in (ExitCode.USAGE, ExitCode.REFUSED):
+        if isinstance(result, (UsageError, RefusedError)) and not isinstance(result, DamagedError):
             raise result
-        cause = f"{type(result).__name__}: {result}"
+        cause = f"{type(result).__name__}: {hide_text_paths(str(result))}"
         self.tally.failed_units[task.key] = cause
         self.events.write("failed", unit=task.key, cause=cause)
-        log.error("%s failed for good: %s", task.key, cause)
+        log.error("%s failed for good: %s: %s", task.key, type(result).__name__, result)
 
     def _images(self, node: Node) -> str:
         counts = self.tally.images.get(node.key)

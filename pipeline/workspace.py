@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -60,6 +60,8 @@ class Workspace:
                 f"Start with: pipeline ingest SOURCE --dataset {paths.name}",
             )
         self.nodes: Mapping[str, Node] = {n.key: n for n in build_graph(config)}
+        self.plans: dict[str, Any] = {}
+        """Units that each node lacks, as last planned; `forget_plans` after anything was committed or retired."""
         self._rows: dict[str, tuple[ImageRow, ...]] = {}
         self._data: dict[str, str] = {}
         self._stages: dict[str, MapStage | CellStage] = {}
@@ -122,22 +124,42 @@ class Workspace:
         return self._stage(node).identity().fingerprint
 
     def data_digest(self, node: Node) -> str:
-        """Digest of everything that a cell node's inputs have committed, whatever attempt wrote it."""
+        """Digest of all arrays that a cell node's map input has committed, by any attempt; measured once."""
         if node.key not in self._data:
             parts: dict[str, Any] = {}
             for stage, key in node.inputs.items():
-                source = self.nodes[key]
-                if source.is_map:
-                    parts[stage] = [self._drop_digest(source, drop) for drop in self.drops]
-                else:
-                    units = [cell.unit for cell in self.cell_stage(source).cells()]
-                    parts[stage] = content_digest(self.root(source), units) if stage == "texts" else ""
+                if self.nodes[key].is_map:
+                    parts[stage] = self.measure_data(self.nodes[key])
             self._data[node.key] = digest_json(parts)
         return self._data[node.key]
 
-    def pin_data(self, node: Node, digest: str) -> None:
-        """Use the data digest that the driver computed, so that a worker reads no commits for it."""
-        self._data[node.key] = digest
+    def measure_data(self, node: Node) -> list[list[str]]:
+        """Drop, inventory digest and digest of all committed arrays, for every drop of a map node, as it is now."""
+        return [self._drop_digest(node, drop) for drop in self.drops]
+
+    def forget_plans(self) -> None:
+        """Plan every node anew when next asked, because commits have changed."""
+        self.plans.clear()
+
+    def check_sources(self, drop_ids: Iterable[str]) -> None:
+        """Refuse to go on where a drop's source folder cannot be seen, before its images are recorded as failed.
+
+        Raises
+        ------
+        InventoryError
+            If the source folder of one of these drops is not a folder here, or `--source` stands for several.
+        """
+        roots = {self.drop(drop_id).source_root for drop_id in drop_ids}
+        if self.source and len(roots) > 1:
+            raise InventoryError(
+                "The drops at hand came from several source folders, and --source names one.", "Add: --drop DROP"
+            )
+        for root in [self.source] if self.source and roots else map(Path, roots):
+            if not root.is_dir():
+                raise InventoryError(
+                    f"The source folder {root} is not there.",
+                    "Mount it, or say where it is mounted here: --source FOLDER",
+                )
 
     def _drop_digest(self, node: Node, drop: Drop) -> list[str]:
         units = [chunk.unit for chunk in drop.chunks()]

@@ -11,7 +11,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from manifests.errors import InventoryError, RefusedError
+from manifests.errors import InventoryError, RefusedError, UnitError
 from manifests.types import Split, Status
 from stages.base import StageData
 
@@ -54,7 +54,7 @@ def train_indices(data: StageData, fraction: float, seed: int) -> Indices:
     ------
     ValueError
         If the fraction is out of range.
-    RefusedError
+    UnitError
         If no row is left to train on.
     """
     if not 0 < fraction <= 1:
@@ -74,7 +74,7 @@ def train_indices(data: StageData, fraction: float, seed: int) -> Indices:
     kept = np.array(sorted(chosen), dtype=np.int64)
     kept = kept[usable(data)[kept]]
     if not len(kept):
-        raise RefusedError(
+        raise UnitError(
             f"None of {len(data.rows)} images is left to train on: {len(chosen)} chosen, of which all failed.",
             "Ingest with a train split and labels; see why images failed: pipeline status",
         )

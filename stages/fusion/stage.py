@@ -45,10 +45,9 @@ class Fusion:
         return ("embeddings", "texts")
 
     def identity(self) -> StageIdentity:
-        """Settings, class names in order, and fingerprints of the inputs."""
+        """Settings, classes in order, fingerprints of the inputs, and the digest of all they committed."""
         settings = self.settings.model_dump(mode="json") | {"classes": list(self.context.classes)}
-        upstream = {name: self.context.upstream[name] for name in self.inputs}
-        return StageIdentity(self.name, self.version, settings, upstream=upstream)
+        return StageIdentity(self.name, self.version, settings, upstream=dict(self.context.upstream))
 
     def cells(self) -> tuple[Cell, ...]:
         """Every fraction with every seed."""

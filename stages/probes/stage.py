@@ -54,10 +54,9 @@ class Probes:
         return ("embeddings", "texts", "fusion")
 
     def identity(self) -> StageIdentity:
-        """Settings but for the list of methods, class names in order, and fingerprints of the inputs."""
+        """Settings but for the methods, classes, fingerprints of the inputs, and the digest of all they committed."""
         settings = self.settings.model_dump(mode="json", exclude={"methods"}) | {"classes": list(self.context.classes)}
-        upstream = {name: self.context.upstream[name] for name in self.inputs}
-        return StageIdentity(self.name, self.version, settings, upstream=upstream)
+        return StageIdentity(self.name, self.version, settings, upstream=dict(self.context.upstream))
 
     def cells(self) -> tuple[Cell, ...]:
         """Every method with every fraction and seed."""

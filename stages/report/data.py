@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -36,8 +36,8 @@ FAILURE_COLUMNS: Final = ("stage", "status", "reason", "n")
 class GalleryItem:
     """One image of the gallery, on its canvas."""
 
-    image: NDArray[np.uint8]
-    """(S, S, 3), RGB."""
+    image: NDArray[np.uint8] | None
+    """(S, S, 3), RGB; None if the source file can no longer be read."""
     mask: NDArray[np.bool_]
     """(S, S)."""
     masked: NDArray[np.uint8]
@@ -83,6 +83,10 @@ class ReportData:
     failures: pd.DataFrame
     """Failed and fallback images by stage, status and reason with `FAILURE_COLUMNS`."""
     gallery: Sequence[GalleryItem]
+    incomplete: Mapping[str, str] = field(default_factory=dict)
+    """What each unfinished mask policy lacks, such as `3 of 5 chunks of masks`."""
+    unreadable: Mapping[str, int] = field(default_factory=dict)
+    """Pictures of the gallery whose source file could not be read, by reason."""
 
     def __post_init__(self) -> None:
         for name, frame, columns in (

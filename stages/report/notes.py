@@ -10,7 +10,7 @@ import pandas as pd
 from manifests.errors import WeightsError
 from stages.models.registry import entry
 from stages.report.data import ReportData
-from stages.report.tables import has_flagged
+from stages.report.tables import n_flagged
 
 FALLBACK_GAP: Final = 0.2
 """Difference of fallback rates between classes above which the rate itself may give the class away."""
@@ -20,6 +20,7 @@ def warnings_of(data: ReportData) -> tuple[str, ...]:
     """Everything about these results that calls for caution, the gravest first."""
     return (
         *_untrained(data.cards),
+        *_incomplete(data.incomplete),
         *_failed(data.ledger),
         *_class_dependent_fallback(data.ledger),
         *_flagged(data.scores),
@@ -54,6 +55,14 @@ def _untrained(cards: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
+def _incomplete(incomplete: Mapping[str, str]) -> list[str]:
+    return [
+        f"Mask policy {mask} is not complete; {lacking} are not committed. What is missing is not shown. Complete it "
+        "with: pipeline run --stage all"
+        for mask, lacking in incomplete.items()
+    ]
+
+
 def _failed(ledger: pd.DataFrame) -> list[str]:
     return [
         f"Mask policy {mask}: {int(rows['failed'].sum())} of {int(rows['n'].sum())} images failed. They take part in "
@@ -79,9 +88,9 @@ def _class_dependent_fallback(ledger: pd.DataFrame) -> list[str]:
 
 
 def _flagged(scores: pd.DataFrame) -> list[str]:
-    if not has_flagged(scores):
+    most = n_flagged(scores)
+    if not most:
         return []
-    most = int((scores["n_test"] - scores["n_test_unflagged"]).max())
     n_test = int(scores["n_test"].max())
     return [
         f"Up to {most} of {n_test} test images also occur in training, as the same file or through the same patient. "

@@ -13,11 +13,20 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
 from manifests.disk import disk_errors, make_private, place, write_atomic, write_synced
+from manifests.fingerprint import digest_bytes, digest_json
 from stages.report import figures, notes, tables
 from stages.report.data import FAILURE_COLUMNS, SCORE_COLUMNS, GalleryItem, ReportData
 
 PAGE = "index.html"
 DROP_COLUMNS = ("id", "n_items", "created")
+
+
+def layout_digest() -> str:
+    """Digest of everything that decides how a page looks: the template and the code of this package."""
+    sources = sorted(
+        (f for f in files(__package__).iterdir() if f.name.endswith((".py", ".html"))), key=lambda f: f.name
+    )
+    return digest_json({file.name: digest_bytes(file.read_bytes()) for file in sources})
 
 
 def write_report(data: ReportData, out: Path) -> Path:
@@ -79,7 +88,8 @@ def render(data: ReportData, summary: pd.DataFrame, curve_svg: bytes) -> str:
         data=data,
         warnings=notes.warnings_of(data),
         headline=tables.headline(summary),
-        unflagged=tables.headline(summary, unflagged=True) if tables.has_flagged(data.scores) else None,
+        unflagged=tables.headline(summary, unflagged=True) if tables.n_flagged(data.scores) else None,
+        n_flagged=tables.n_flagged(data.scores),
         measures=tables.other_measures(summary),
         seeds=tables.each_seed(data.scores),
         curve=figures.data_uri(curve_svg, "image/svg+xml"),
@@ -89,6 +99,8 @@ def render(data: ReportData, summary: pd.DataFrame, curve_svg: bytes) -> str:
         drops=tables.plain(pd.DataFrame(data.drops, columns=DROP_COLUMNS), DROP_COLUMNS, names=1),
         cards=[_card(card) for card in data.cards],
         gallery=_gallery(data.gallery, data.classes),
+        unreadable=", ".join(f"{reason} {count}" for reason, count in data.unreadable.items()),
+        n_unreadable=sum(data.unreadable.values()),
     )
 
 
@@ -103,14 +115,19 @@ def _card(card: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _gallery(items: Sequence[GalleryItem], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Items by class, in the order of the classes; labels that are no class come last."""
+    """Items by class in the order of the classes, other labels last; one image under all policies side by side."""
     labels = [*classes, *(item.label for item in items if item.label not in classes)]
-    grouped = {label: [_picture(item) for item in items if item.label == label] for label in labels}
+    images = list(dict.fromkeys(item.caption for item in items))
+    ordered = sorted(items, key=lambda item: images.index(item.caption))
+    grouped = {label: [_picture(item) for item in ordered if item.label == label] for label in labels}
     return [{"label": label or "(no label)", "pictures": pictures} for label, pictures in grouped.items() if pictures]
 
 
 def _picture(item: GalleryItem) -> dict[str, Any]:
-    panels = [("image", item.image), ("mask", figures.outlined(item.image, item.mask)), ("masked", item.masked)]
+    panels = [("what the image encoder sees", item.masked)]
+    if item.image is not None:
+        outlined = figures.outlined(item.image, item.mask)
+        panels = [("image", item.image), ("outline of the mask", outlined), *panels]
     return {
         "item": item,
         "right": item.predicted == item.label,

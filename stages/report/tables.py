@@ -55,10 +55,10 @@ def summarise(scores: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        A row for each (mask, method, fraction), in the order of `METHODS`: `seeds`; `n_train_low` and `n_train_high`;
-        `correct` and `n_test`, pooled over seeds (the same test images once a seed); `correct_unflagged` and
-        `n_test_unflagged`; `<measure>_mean` and `<measure>_sd` (sample standard deviation, missing for one seed) of
-        every measure and of `accuracy_unflagged`. Shares lie in [0, 1].
+        A row for each (mask, method, fraction), methods in the order of `METHODS`, masks as they first come: `seeds`;
+        `n_train_low` and `n_train_high`; `correct` and `n_test`, pooled over seeds (the same test images once a seed);
+        `correct_unflagged` and `n_test_unflagged`; `<measure>_mean` and `<measure>_sd` (sample standard deviation,
+        missing for one seed) of every measure and of `accuracy_unflagged`. Shares lie in [0, 1].
     """
     frame = scores.assign(mask=scores["mask"].fillna(""))
     measures = [*MEASURES, "accuracy_unflagged"]
@@ -75,23 +75,25 @@ def summarise(scores: pd.DataFrame) -> pd.DataFrame:
         **{f"{m}_sd": (m, "std") for m in measures},
     }
     summary = frame.groupby(list(CELL), as_index=False).agg(**named)
-    return _ordered(summary, [*CELL])
+    return _ordered(summary, list(dict.fromkeys(frame["mask"])), ["fraction"])
 
 
-def summary_table(scores: pd.DataFrame) -> pd.DataFrame:
+def summary_table(scores: pd.DataFrame, *, unflagged: bool = False) -> pd.DataFrame:
     """The headline as text for a terminal: a row for each method and mask, a column for each fraction.
 
     Parameters
     ----------
     scores : DataFrame
         A row for each (mask, method, fraction, seed) with `SCORE_COLUMNS`.
+    unflagged : bool
+        Leave out test images that also occur in training.
 
     Returns
     -------
     DataFrame
         Columns `method`, `mask`, and one a fraction with accuracy in percent, mean ± sd over seeds, and pooled k/n.
     """
-    table = headline(summarise(scores))
+    table = headline(summarise(scores), unflagged=unflagged)
     names = [entry.text for entry in table.header]
     rows = [[" ".join(part for part in entry if part) for entry in row] for row in table.rows]
     return pd.DataFrame(rows, columns=names)
@@ -126,7 +128,8 @@ def each_seed(scores: pd.DataFrame) -> Table:
     """One row a fit, with k/n and the 95 % Wilson interval of the accuracy."""
     names = ("method", "mask", "training data", "seed", "training images", "k/n", "accuracy", "95 % interval")
     header = tuple(Entry(text) for text in (*names, *list(MEASURES.values())[1:]))
-    frame = _ordered(scores.assign(mask=scores["mask"].fillna("")), [*CELL, "seed"])
+    frame = scores.assign(mask=scores["mask"].fillna(""))
+    frame = _ordered(frame, list(dict.fromkeys(frame["mask"])), ["fraction", "seed"])
     rows = []
     for row in frame.to_dict("records"):
         rest = [Entry(_number(row[m])) for m in list(MEASURES)[1:]]
@@ -155,15 +158,18 @@ def plain(frame: pd.DataFrame, columns: Sequence[str], names: int) -> Table:
     return Table(tuple(Entry(column) for column in columns), tuple(rows), names)
 
 
-def has_flagged(scores: pd.DataFrame) -> bool:
-    """Whether any test image also occurs in training, as itself or through its group."""
-    return bool((scores["n_test_unflagged"] < scores["n_test"]).any())
+def n_flagged(scores: pd.DataFrame) -> int:
+    """Test images that also occur in training, as themselves or through their group; the most that any fit saw."""
+    return int((scores["n_test"] - scores["n_test_unflagged"]).max())
 
 
-def _ordered(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+def _ordered(frame: pd.DataFrame, masks: Sequence[str], keys: Sequence[str]) -> pd.DataFrame:
+    """Sort rows: methods as in `METHODS`, masks as given, then by the other keys."""
     known = {method: position for position, method in enumerate(METHODS)}
-    rank = frame["method"].map(lambda m: known.get(m, len(known) - 1.5)).astype("float64")
-    return frame.assign(_rank=rank).sort_values(["_rank", *keys], ignore_index=True).drop(columns="_rank")
+    method = frame["method"].map(lambda m: known.get(m, len(known) - 1.5)).astype("float64")
+    ranked = frame.assign(_method=method, _name=frame["method"], _mask=frame["mask"].map(list(masks).index))
+    by = ["_method", "_name", "_mask", *keys]
+    return ranked.sort_values(by, ignore_index=True).drop(columns=["_method", "_name", "_mask"])
 
 
 def _pairs(summary: pd.DataFrame) -> Iterable[tuple[str, str]]:

@@ -109,15 +109,15 @@ def gone(workers: list[psutil.Process]) -> None:
     assert not alive
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_signal_ends_the_run_with_75_and_the_next_run_completes_it(
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_signal_to_the_whole_job_ends_the_run_with_75_and_the_next_run_completes_it(
     cli: Cli, phantom_folder: Path, tmp_path: Path, undisturbed: dict[str, dict[str, str]], number: signal.Signals
 ) -> None:
     ingest(cli, phantom_folder, tmp_path)
     process = start(tmp_path, tmp_path / "log")
     wait_for_workers(process)
     time.sleep(4)
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # as a batch system does: to every process of the job
     assert process.wait(timeout=120) == 75, (tmp_path / "log").read_text()
     assert "run the same command again" in (tmp_path / "log").read_text()
     done = cli("run", "--workdir", tmp_path, "--cluster", "local", "--workers", 2, *SETTINGS)

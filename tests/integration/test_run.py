@@ -87,6 +87,8 @@ def test_one_new_image_gives_a_drop_whose_one_chunk_alone_is_computed(study: Stu
     assert study.run().code == 0
     chunks = [unit for unit in committed(study.dataset) if "drop-" in unit]
     assert sorted(chunks) == ["embeddings[supplied]/drop-002/000000", "masks[supplied]/drop-002/000000"]
+    cells = [unit for unit in committed(study.dataset) if "drop-" not in unit]
+    assert len(cells) == 4 + 16
 
 
 def test_renamed_and_touched_files_recompute_nothing(study: Study) -> None:
@@ -173,3 +175,29 @@ def test_plan_and_status_say_what_is_and_what_would_be(study: Study) -> None:
     assert rows["masks[supplied]"] == (5, "new")
     assert rows["texts"] == (0, "")
     assert rows["fusion[supplied]"][0] is None
+
+
+def test_source_that_is_not_mounted_is_refused_before_any_image_fails(study: Study, tmp_path: Path) -> None:
+    moved = study.source.rename(tmp_path / "moved")
+    try:
+        refused = study.run("--set", "masks.policy=none")
+        assert refused.code == 4
+        assert "--source FOLDER" in refused.err
+        done = study.run("--stage", "masks", "--set", "masks.policy=none", "--source", moved, "--json")
+        assert done.json["failed_images"] == {}
+    finally:
+        moved.rename(study.source)
+
+
+def test_altered_text_bank_fails_its_cells_and_says_so(study: Study) -> None:
+    bank = next((study.dataset / "stages" / "texts").rglob("bank.npy"))
+    bank.write_bytes(bank.read_bytes()[:-1] + b"x")
+    done = study.run("--set", "study.seeds=[5]", "--json")
+    assert done.code == 3
+    assert all("not what was committed" in cause for cause in done.json["failed_units"].values())
+
+
+def test_drop_that_does_not_exist_is_named(study: Study) -> None:
+    done = study.run("--drop", "drop-009")
+    assert done.code == 4
+    assert "drop-001" in done.err

@@ -59,6 +59,7 @@ def row(path: str, data: bytes | None = None, **fields: Any) -> ImageRow:
         "image_id": sha256[:16],
         "path": path,
         "mask_path": "",
+        "mask_sha256": "",
         "sha256": sha256,
         "bytes": len(data or b""),
         "width": 9,

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from manifests.errors import ReadError
+from manifests.fingerprint import digest_bytes
 from manifests.readers import ImageSource, mask_key
 from manifests.types import ImageRow
 from tests.unit.manifests.pictures import encode, image_of, put, row
@@ -19,7 +20,8 @@ CANARY = "DOE-JANE-1969"
 
 def masked(root: Path, mask: bytes, name: str = "m.png", **fields: Any) -> tuple[ImageSource, ImageRow]:
     put(root, name, mask)
-    return ImageSource(root), row("a.png", mask_path=name, width=3, height=1, **fields)
+    values = {"mask_path": name, "mask_sha256": digest_bytes(mask), "width": 3, "height": 1}
+    return ImageSource(root), row("a.png", **{**values, **fields})
 
 
 MASKS: list[tuple[Image.Image, str, dict[str, Any], list[bool]]] = [
@@ -52,9 +54,8 @@ def test_palette_mask_is_read_by_colour(tmp_path):
 def test_jpeg_mask_keeps_no_compression_noise(tmp_path):
     drawn = np.zeros((40, 40), np.uint8)
     drawn[10:23, 7:30] = 255
-    put(tmp_path, "m.jpg", encode(drawn, "JPEG", quality=50))
-    mask = ImageSource(tmp_path).read_mask(row("a.png", mask_path="m.jpg", width=40, height=40))
-    assert np.array_equal(mask, drawn > 0)
+    source, item = masked(tmp_path, encode(drawn, "JPEG", quality=50), "m.jpg", width=40, height=40)
+    assert np.array_equal(source.read_mask(item), drawn > 0)
 
 
 def test_mask_orientation_is_respected(tmp_path):
@@ -83,12 +84,33 @@ def test_damaged_mask_is_told_apart_from_a_damaged_image(tmp_path):
 
 
 def test_renamed_mask_is_read_where_it_is_now(tmp_path):
-    item = row("a.png", mask_path="old.png", width=1, height=1)
-    put(tmp_path, "new.png", encode(Image.new("L", (1, 1), 1)))
-    assert ImageSource(tmp_path, {mask_key(item.image_id): "new.png"}).read_mask(item).all()
+    _, item = masked(tmp_path, encode(Image.new("L", (3, 1), 1)), "new.png", mask_path="old.png")
+    assert ImageSource(tmp_path, {mask_key(item): "new.png"}).read_mask(item).all()
 
 
 def test_mask_with_nan_is_refused(tmp_path):
     source, item = masked(tmp_path, encode(np.array([[0, np.nan, 1]], np.float32), "TIFF"))
     with pytest.raises(ReadError, match=r"decode\.nonfinite"):
+        source.read_mask(item)
+
+
+def test_edited_mask_is_refused_before_it_is_decoded(tmp_path):
+    source, item = masked(tmp_path, encode(Image.new("L", (3, 1), 1)))
+    for edited in (encode(Image.new("L", (3, 1), 2)), b"text"):
+        put(tmp_path, "m.png", edited)
+        with pytest.raises(ReadError) as caught:
+            source.read_mask(item)
+        assert (caught.value.reason, caught.value.detail) == ("mask.changed", "restore the mask that was ingested")
+
+
+def test_mask_that_was_unreadable_at_ingest_is_not_trusted_later(tmp_path):
+    source, item = masked(tmp_path, encode(Image.new("L", (3, 1), 1)), mask_sha256="")
+    with pytest.raises(ReadError, match=r"mask\.changed: unreadable when it was ingested"):
+        source.read_mask(item)
+
+
+def test_missing_mask_keeps_the_code_of_reading(tmp_path):
+    source, item = masked(tmp_path, encode(Image.new("L", (3, 1), 1)))
+    (tmp_path / "m.png").unlink()
+    with pytest.raises(ReadError, match=r"file\.missing: mask: no such file"):
         source.read_mask(item)

@@ -26,7 +26,7 @@ def test_help_answers_in_half_a_second() -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    script = "import sys; import pipeline.cli; print(*[m for m in %r if m in sys.modules])" % (HEAVY,)
+    script = f"import sys; import pipeline.cli; print(*[m for m in {HEAVY!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, text=True)
     assert done.stdout.strip() == ""
 

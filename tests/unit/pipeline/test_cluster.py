@@ -14,7 +14,7 @@ from pipeline.cluster import InlineCluster, choose_device
 from pipeline.config import ClusterConfig
 from pipeline.execute import UnitReport, UnitTask
 from pipeline.plan import PlannedUnit
-from pipeline.runner import StopSignal
+from pipeline.signals import StopSignal
 
 TASKS = [
     UnitTask("/d", "{}", "", PlannedUnit("masks", f"{i:06d}", "new", i), "", "cpu", ("drop-001",), "run")

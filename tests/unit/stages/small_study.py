@@ -29,6 +29,7 @@ def image_row(row: int, label: str, split: Split = Split.TRAIN, **changes: Any) 
         image_id=sha256[:16],
         path=f"{split}/{label}/{row}.png",
         mask_path="",
+        mask_sha256="",
         sha256=sha256,
         bytes=1,
         width=1,

@@ -75,7 +75,7 @@ def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def rows(n: int) -> list[ImageRow]:
     return [
-        ImageRow(7 + i, f"{i:016x}", "a.png", "", "0" * 64, 1, 80, 40, "RGB", "x", Split.TEST, "g", "", "")
+        ImageRow(7 + i, f"{i:016x}", "a.png", "", "", "0" * 64, 1, 80, 40, "RGB", "x", Split.TEST, "g", "", "")
         for i in range(n)
     ]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from manifests.errors import ConfigError, RefusedError, StoreError
+from manifests.errors import ConfigError, StoreError, UnitError
 from manifests.types import Cell, Split, Status
 from stages import splits
 from stages.focus import FocusWeights, attention, focus, text_span
@@ -247,7 +247,7 @@ def test_every_fit_checks_its_rows(tmp_path, monkeypatch):
 
 def test_no_training_row_is_refused(tmp_path):
     data = study_data(image_rows({"benign": (0, 3)}), folder=tmp_path)
-    with pytest.raises(RefusedError, match="left to train on"):
+    with pytest.raises(UnitError, match="left to train on"):
         fit(tmp_path / "out", data)
 
 

@@ -60,8 +60,23 @@ class FakeSource:
 
 
 def row(number: int = 0, mask_path: str = "") -> ImageRow:
+    mask_sha256 = "1" * 64 if mask_path else ""
     return ImageRow(
-        number, f"{number:016x}", "a.png", mask_path, "0" * 64, 1, 80, 40, "RGB", "x", Split.TEST, "g", "", ""
+        number,
+        f"{number:016x}",
+        "a.png",
+        mask_path,
+        mask_sha256,
+        "0" * 64,
+        1,
+        80,
+        40,
+        "RGB",
+        "x",
+        Split.TEST,
+        "g",
+        "",
+        "",
     )
 
 
@@ -177,7 +192,8 @@ def test_missing_supplied_mask_falls_back() -> None:
 def test_supplied_mask_of_another_size_fails_the_row_and_names_both_sizes(tmp_path: Path) -> None:
     Image.fromarray(IMAGE).save(tmp_path / "a.png")
     Image.fromarray(np.full((41, 80), 255, np.uint8)).save(tmp_path / "m.png")
-    of_file = replace(row(7, "m.png"), sha256=hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest())
+    sha256, mask_sha256 = (hashlib.sha256((tmp_path / f"{n}.png").read_bytes()).hexdigest() for n in "am")
+    of_file = replace(row(7, "m.png"), sha256=sha256, mask_sha256=mask_sha256)
     stage = Masks(MasksSettings(policy="supplied", canvas_px=S), StageContext())
     result = stage.process([of_file], ImageSource(tmp_path), {})
     assert (result.items[0].status, result.items[0].reason) == (Status.FAILED, "mask.size")

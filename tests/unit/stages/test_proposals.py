@@ -57,7 +57,7 @@ def row(root: Path, name: str, number: int, size: tuple[int, int] = (S, S)) -> I
         Image.new("RGB", size, (90, 90, 90)).save(path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return ImageRow(
-        number, digest[:16], name, "", digest, path.stat().st_size, *size, "RGB", "a", Split.TRAIN, "g", "", ""
+        number, digest[:16], name, "", "", digest, path.stat().st_size, *size, "RGB", "a", Split.TRAIN, "g", "", ""
     )
 
 

@@ -18,7 +18,7 @@ from stages.report.data import FAILURE_COLUMNS, GalleryItem, ReportData
 from stages.report.figures import THUMBNAIL_PX, figure_bytes, learning_curve, outlined
 from stages.report.notes import warnings_of
 from stages.report.page import render, write_report
-from stages.report.tables import headline, summarise, summary_table
+from stages.report.tables import each_seed, headline, n_flagged, summarise, summary_table
 from stages.scores import wilson
 
 
@@ -206,6 +206,39 @@ def test_pictures_stand_under_their_class_with_status_and_prediction() -> None:
     a, b = html.index("<h3>a</h3>"), html.index("<h3>b</h3>")
     assert a < html.index("✗ predicted b") < b < html.index("✓ predicted b")
     assert html.count('<span class="badge">fallback</span>') == 1
+
+
+def test_one_image_stands_side_by_side_under_all_policies() -> None:
+    html = page(gallery=[item(caption=c, policy=p) for p in ("union", "none") for c in ("01", "02")])
+    order = re.findall(r"mask (union|none).*?<br>(\d\d)", html, re.DOTALL)
+    assert order == [("union", "01"), ("none", "01"), ("union", "02"), ("none", "02")]
+
+
+def test_picture_without_its_original_shows_what_the_encoder_saw() -> None:
+    html = page(gallery=[item(), item(image=None)], unreadable={"changed": 1})
+    assert html.count('src="data:image/jpeg') == 3 + 1
+    assert html.count("source file not readable") == 1
+    assert "1 of 2 pictures are shown without the original image" in html
+    assert "changed 1" in html
+
+
+def test_unfinished_policy_is_warned_of_with_what_it_lacks() -> None:
+    assert 'id="unreadable"' not in page()
+    (warning,) = warnings_of(data(incomplete={"box": "3 of 5 chunks of masks"}))
+    assert "Mask policy box is not complete; 3 of 5 chunks of masks are not committed" in warning
+
+
+def test_masks_keep_the_order_in_which_they_come() -> None:
+    scores = pd.concat([study(), study().query("mask != ''").assign(mask="box")])
+    assert summary_table(scores)["mask"].tolist() == ["union", "box", "–", "–"]
+    text = [row[1].text for row in each_seed(scores).rows if row[0].text == "medfocus"]
+    assert list(dict.fromkeys(text)) == ["union", "box"]
+
+
+def test_terminal_table_without_flagged_images_counts_the_others() -> None:
+    scores = pd.DataFrame([fit("", "original", 1.0, s, 12, n_test_unflagged=15, correct_unflagged=6) for s in (0, 1)])
+    assert summary_table(scores, unflagged=True).iloc[0].tolist() == ["original", "–", "40.0 ± 0.0 (12/30)"]
+    assert n_flagged(scores) == 5
 
 
 def test_mask_is_outlined_and_its_inside_stays_visible() -> None:

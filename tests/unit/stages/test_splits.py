@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manifests.errors import InventoryError, RefusedError
+from manifests.errors import InventoryError, RefusedError, UnitError
 from manifests.types import Split, Status
 from stages import splits
 from stages.base import StageData
@@ -99,7 +99,7 @@ def test_fraction_out_of_range_is_refused(fraction):
 
 
 def test_no_training_image_is_refused():
-    with pytest.raises(RefusedError, match="None of 2 images"):
+    with pytest.raises(UnitError, match="None of 2 images"):
         splits.train_indices(study_data(image_rows({"benign": (0, 2)})), 1.0, 0)
 
 

@@ -1,0 +1,67 @@
+"""What a run has done so far, as counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from manifests.errors import ExitCode
+from manifests.types import Status
+from pipeline.execute import UnitReport
+from pipeline.graph import Node
+from pipeline.plan import commits_of
+from pipeline.workspace import Workspace
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a run has done so far, by node."""
+
+    planned: Counter[str] = field(default_factory=Counter)
+    committed: Counter[str] = field(default_factory=Counter)
+    images: dict[str, Counter[str]] = field(default_factory=dict)
+    """Images by status."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Failed and fallback images by reason."""
+    failed_units: dict[str, str] = field(default_factory=dict)
+    """What ended a unit for good, by its name."""
+    waiting: dict[str, str] = field(default_factory=dict)
+    """Nodes that could not start, and for what they wait."""
+    failed_images: Counter[str] = field(default_factory=Counter)
+    """Images without a result by reason, from earlier runs too."""
+
+    def add(self, node: str, report: UnitReport) -> None:
+        """Count one committed unit; one that another run committed first is not ours."""
+        if not report.won:
+            return
+        self.committed[node] += 1
+        self.images.setdefault(node, Counter()).update(report.images)
+        self.reasons.update(report.reasons)
+
+    def count_failed(self, workspace: Workspace, nodes: Sequence[Node]) -> None:
+        """Count each image that failed once, under the reason of the first stage that could not use it."""
+        seen: dict[tuple[str, int], str] = {}
+        for node in nodes:
+            for (drop_id, _), commit in commits_of(workspace, node).items():
+                for item in commit.outcomes():
+                    if item.status == Status.FAILED:
+                        seen.setdefault((drop_id, item.row), item.reason)
+        self.failed_images = Counter(seen.values())
+
+    def exit_code(self) -> ExitCode:
+        """FAILURES if a unit failed for good or an image has no result."""
+        return ExitCode.FAILURES if self.failed_units or self.failed_images else ExitCode.DONE
+
+    def as_json(self) -> dict[str, Any]:
+        """Counts as JSON values."""
+        return {
+            "planned": dict(self.planned),
+            "committed": dict(self.committed),
+            "images": {node: dict(counts) for node, counts in self.images.items()},
+            "reasons": dict(self.reasons),
+            "failed_images": dict(self.failed_images),
+            "failed_units": self.failed_units,
+            "waiting": self.waiting,
+        }

@@ -1,0 +1,77 @@
+"""Workers that die, and signals that reach every process of a job."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import dask_cluster
+from pipeline.config import ClusterConfig
+from pipeline.dask_cluster import WorkerDiedError, local_cluster
+from pipeline.execute import UnitReport, UnitTask
+from pipeline.plan import PlannedUnit
+
+pytestmark = pytest.mark.slow
+
+
+def attempt(task: UnitTask) -> UnitReport:
+    """A unit that kills its worker if its name says so, or counts how often it ran."""
+    with (Path(task.dataset_root) / task.planned.unit).open("a") as stream:
+        stream.write("x")
+    if task.source == "poison":
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.3)
+    return UnitReport(won=True, pid=os.getpid())
+
+
+def task(folder: Path, number: int, kind: str = "") -> UnitTask:
+    planned = PlannedUnit("masks", f"{number:06d}", "new", number)
+    return UnitTask(str(folder), "{}", kind, planned, "", "cpu", ("drop-001",), "run")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_unit_that_kills_its_worker_fails_alone_and_names_the_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr(dask_cluster, "attempt_unit", attempt)
+    tasks = [task(tmp_path, i, "poison" if i == 0 else "") for i in range(4)]
+    with local_cluster(ClusterConfig(retries=1), workers, str(tmp_path / "scratch")) as cluster:
+        outcomes = {t.planned.position: result for t, result in cluster.run(tasks, lambda: None)}
+    assert isinstance(outcomes[0], WorkerDiedError)
+    assert "signal 9" in str(outcomes[0])
+    assert all(isinstance(outcomes[i], UnitReport) for i in (1, 2, 3))
+
+
+def test_workers_leave_signals_to_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dask_cluster, "attempt_unit", attempt)
+    with local_cluster(ClusterConfig(retries=0), 1, str(tmp_path / "scratch")) as cluster:
+        first = next(r for _, r in cluster.run([task(tmp_path, 0)], lambda: None))
+        assert isinstance(first, UnitReport)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(first.pid, number)
+        second = next(r for _, r in cluster.run([task(tmp_path, 1)], lambda: None))
+    assert isinstance(second, UnitReport)
+    assert second.pid == first.pid
+
+
+def test_no_unit_is_started_after_a_signal_and_those_in_flight_finish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dask_cluster, "attempt_unit", attempt)
+    done: list[UnitTask] = []
+    with local_cluster(ClusterConfig(), 1, str(tmp_path / "scratch")) as cluster:
+        tasks = [task(tmp_path, i) for i in range(8)]
+        for finished, _ in cluster.run(tasks, lambda: 30.0 if done else None):
+            done.append(finished)
+    assert 1 < len(done) <= 3
+
+
+def test_grace_that_is_over_ends_units_in_flight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dask_cluster, "attempt_unit", attempt)
+    with local_cluster(ClusterConfig(), 1, str(tmp_path / "scratch")) as cluster:
+        looks = iter([None, *[0.0] * 99])
+        assert list(cluster.run([task(tmp_path, 0)], lambda: next(looks))) == []

@@ -1,0 +1,223 @@
+"""The report shows what is committed, all of it, and nothing else; whatever is missing is said."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+import pipeline.committed
+from manifests.errors import DamagedError, InventoryError
+from manifests.types import Status
+from pipeline.commands import do_report
+from pipeline.committed import look_up
+from pipeline.config import load_config
+from pipeline.plan import plan_map
+from pipeline.results import build_report, report_command, report_data
+from pipeline.workspace import Workspace
+from tests.integration.pipelines import copy_source
+from tests.unit.pipeline.committed_study import commit_chunks, complete, everything, ingested, reopened
+
+FIRST = ("masks[supplied]", "embeddings[supplied]", "texts", "fusion[supplied]", "probes[supplied]")
+
+
+@pytest.fixture
+def study(tmp_path: Path, phantom_folder: Path) -> Workspace:
+    """Both policies complete, and a source of their own."""
+    return complete(ingested(tmp_path, copy_source(phantom_folder, tmp_path / "source")))
+
+
+def source_of(workspace: Workspace) -> Path:
+    return Path(workspace.drops[0].source_root)
+
+
+def text_of(workspace: Workspace) -> str:
+    return build_report(workspace)[0].read_text("utf-8")
+
+
+def test_missing_source_file_leaves_its_picture_without_the_original(study: Workspace) -> None:
+    row = next(r for r in study.rows("drop-001") if r.split == "test")
+    (source_of(study) / row.path).unlink()
+    data = report_data(study)
+    without = {item.caption for item in data.gallery if item.image is None}
+    assert without == {row.image_id}
+    assert data.unreadable == {"file.missing": 2}
+    html = text_of(study)
+    assert "2 of 12 pictures are shown without the original image" in html
+    assert html.count("source file not readable") == 2
+
+
+def test_source_that_is_gone_does_not_end_the_report(study: Workspace) -> None:
+    source_of(study).rename(study.paths.root.parent / "elsewhere")
+    assert "12 of 12 pictures are shown without the original" in text_of(study)
+
+
+def test_page_with_originals_is_another_report_than_the_one_without(study: Workspace) -> None:
+    moved = source_of(study).rename(study.paths.root.parent / "elsewhere")
+    without, _ = build_report(study)
+    mounted, _ = build_report(reopened(study, source=moved))
+    assert mounted.parent != without.parent
+    assert "without the original image" not in mounted.read_text("utf-8")
+
+
+def test_same_content_is_the_same_folder_and_not_drawn_again(study: Workspace) -> None:
+    page, _ = build_report(study)
+    before = page.stat().st_mtime_ns, page.read_bytes()
+    again, _ = build_report(reopened(study))
+    assert again == page
+    assert (again.stat().st_mtime_ns, again.read_bytes()) == before
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["study.seeds=[0]", "study.fractions=[1.0]", 'probes.methods=["medfocus", "constant"]', "masks.compare=[]"],
+)
+def test_fewer_cells_shown_are_another_report(study: Workspace, setting: str) -> None:
+    page, _ = build_report(study)
+    assert build_report(reopened(study, setting))[0].parent != page.parent
+
+
+def test_other_scores_alone_are_another_report(tmp_path: Path, phantom_folder: Path) -> None:
+    def folder(name: str, correct: int) -> str:
+        return build_report(complete(ingested(tmp_path / name, phantom_folder), correct=correct))[0].parent.name
+
+    first = folder("first", 3)
+    assert folder("again", 3) == first
+    assert folder("other", 4) != first
+
+
+def test_page_of_another_layout_is_another_report(study: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, _ = build_report(study)
+    monkeypatch.setattr("pipeline.results.layout_digest", lambda: "0" * 64)
+    assert build_report(study)[0].parent != page.parent
+
+
+def test_policy_that_has_not_run_is_named_and_makes_no_store(tmp_path: Path, phantom_folder: Path) -> None:
+    workspace = complete(ingested(tmp_path, phantom_folder), *FIRST)
+    before = everything(workspace)
+    data = report_data(workspace)
+    assert data.incomplete == {"none": "5 of 5 chunks of masks, 5 of 5 chunks of embeddings"}
+    assert set(data.ledger["mask"]) == {"supplied"} == {item.policy for item in data.gallery}
+    assert everything(workspace) == before
+    assert "Mask policy none is not complete; 5 of 5 chunks of masks" in text_of(workspace)
+
+
+def test_partly_run_policy_is_left_out_of_ledger_and_gallery(tmp_path: Path, phantom_folder: Path) -> None:
+    workspace = complete(ingested(tmp_path, phantom_folder), *FIRST)
+    commit_chunks(workspace, workspace.nodes["masks[none]"], only=(0, 3))
+    data = report_data(reopened(workspace))
+    assert data.incomplete["none"].startswith("3 of 5 chunks of masks")
+    assert set(data.ledger["mask"]) == {"supplied"} == {item.policy for item in data.gallery}
+
+
+def test_missing_cells_of_a_policy_are_counted(study: Workspace) -> None:
+    more = reopened(study, "study.seeds=[0, 1, 2]")
+    complete(more, "fusion[supplied]", "fusion[none]")
+    assert report_data(more).incomplete == {"supplied": "8 of 24 cells of probes", "none": "4 of 12 cells of probes"}
+
+
+def test_without_any_score_the_next_step_is_named(tmp_path: Path, phantom_folder: Path) -> None:
+    with pytest.raises(InventoryError, match="no scores under this configuration") as raised:
+        report_data(ingested(tmp_path, phantom_folder))
+    assert "pipeline run" in raised.value.fix
+
+
+def test_policies_come_as_configured_and_methods_in_their_order(study: Workspace) -> None:
+    data = report_data(study)
+    pairs = list(dict.fromkeys(zip(data.scores["mask"], data.scores["method"], strict=True)))
+    supplied = [("supplied", "medfocus"), ("supplied", "masked"), ("", "original"), ("", "constant")]
+    assert pairs == [*supplied, ("none", "medfocus"), ("none", "masked")]
+    assert list(dict.fromkeys(data.ledger["mask"])) == ["supplied", "none"]
+    html = text_of(study)
+    assert html.index("<td>supplied</td>") < html.index("<td>none</td>")
+
+
+def test_ledger_counts_every_image_once_a_policy(study: Workspace) -> None:
+    ledger = report_data(study).ledger
+    assert ledger.groupby("mask")["n"].sum().to_dict() == {"supplied": 18, "none": 18}
+    assert (ledger["ok"] + ledger["fallback"] + ledger["failed"] == ledger["n"]).all()
+    supplied = ledger[ledger["mask"] == "supplied"]
+    assert supplied["split"].tolist() == ["train"] * 3 + ["test"] * 3
+    assert supplied["mean_area"].between(0.01, 0.5).all()
+
+
+def test_failed_image_is_in_the_table_and_in_no_picture(tmp_path: Path, phantom_folder: Path) -> None:
+    source = copy_source(phantom_folder, tmp_path / "source")
+    workspace = ingested(tmp_path, source)
+    row = next(r for r in workspace.rows("drop-001") if r.split == "test")
+    (source / row.path).unlink()
+    data = report_data(complete(workspace))
+    rows = data.failures[data.failures["reason"] == "file.missing"]
+    assert rows[["stage", "n"]].to_numpy().tolist() == [["masks[supplied]", 1], ["masks[none]", 1]]
+    assert set(rows["status"]) == {Status.FAILED.name.lower()}
+    assert row.image_id not in {item.caption for item in data.gallery}
+
+
+def test_altered_scores_are_refused(study: Workspace) -> None:
+    file = next((study.paths.root / "stages" / "probes").rglob("scores.json"))
+    file.write_text(file.read_text().replace('"correct": 3', '"correct": 6'))
+    with pytest.raises(DamagedError, match=r"scores\.json is missing or not what was committed"):
+        report_data(study)
+
+
+def test_class_name_that_a_table_program_would_misread_is_a_prediction(study: Workspace) -> None:
+    assert pipeline.committed._plain("'=round") == "=round"
+    assert pipeline.committed._plain("NA") == "NA"
+    assert {item.predicted for item in report_data(study).gallery} == {study.classes[0]}
+
+
+def test_every_node_is_planned_once_a_report(study: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = []
+
+    def counting(workspace: Workspace, node: object) -> object:
+        planned.append(node)
+        return plan_map(workspace, node)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("pipeline.committed.plan_map", counting)
+    report_data(study)
+    assert len(planned) == 4
+    assert look_up(study).incomplete == {}
+
+
+def test_drop_that_came_after_the_run_is_not_in_its_report(study: Workspace) -> None:
+    image = source_of(study) / "images" / "train" / "round" / "000.png"
+    image.write_bytes(image.read_bytes() + b"more")
+    later = ingested(study.paths.root.parent, source_of(study))
+    assert [drop.drop_id for drop in later.drops] == ["drop-001", "drop-002"]
+    shown = report_data(Workspace(study.paths, study.config, None, ("drop-001",)))
+    assert [drop["id"] for drop in shown.drops] == ["drop-001"]
+    with pytest.raises(InventoryError, match="no scores"):
+        report_data(later)
+
+
+def test_command_on_the_page_gives_the_same_configuration(study: Workspace) -> None:
+    config = load_config(overrides=("masks.policy=top1", "study.seeds=[3]", "cluster.workers=2"))
+    words = shlex.split(report_command(Workspace(study.paths, config)))
+    overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    assert words[:4] == ["pipeline", "report", "--dataset", "phantoms"]
+    assert load_config(overrides=overrides, preset=words[5]).model_dump(exclude={"cluster"}) == config.model_dump(
+        exclude={"cluster"}
+    )
+    assert not any("workers" in word for word in words)
+
+
+def test_terminal_shows_scores_with_and_without_flagged_images(
+    tmp_path: Path, phantom_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = do_report(complete(ingested(tmp_path, phantom_folder), flagged=2))
+    whole, clean = capsys.readouterr().out.split("The same without the 2 flagged test images")
+    assert "50.0 ± 0.0 (6/12)" in whole
+    assert "25.0 ± 0.0 (2/8)" in clean
+    assert clean.rstrip().endswith(f"Report: {page}")
+    assert "Without the 2 flagged test images" in page.read_text("utf-8")
+
+
+def test_clean_test_set_has_one_table_on_the_terminal(study: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    do_report(study)
+    assert "flagged" not in capsys.readouterr().out
+
+
+def test_quiet_report_prints_nothing(study: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    assert do_report(study, quiet=True).is_file()
+    assert capsys.readouterr().out == ""
