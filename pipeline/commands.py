@@ -92,7 +92,7 @@ def _ingest_lines(report: IngestReport) -> Iterable[str]:
         if count:
             yield f"  {name}: {count}"
     for image_id in report.conflicts:
-        yield f"  label or split changed in the source, nothing changed here: {image_id}"
+        yield f"  differs in the source, nothing changed here: {image_id}"
     if report.leaks:
         yield f"  test images that are in train too: {len(report.leaks)}; scores are given with and without them"
     if report.audit and report.audit.unreadable:

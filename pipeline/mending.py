@@ -97,24 +97,12 @@ def _restore(workspace: Workspace, root: Path) -> list[str]:
     for node, drop in ((n, d) for n in workspace.nodes.values() if n.is_map for d in workspace.drops):
         if workspace.root(node, drop.drop_id) == root:
             specs = workspace.map_stage(node).outputs()
-            attributes = _attributes(workspace, node, drop)
+            attributes = workspace.store_attributes(node, drop)
             return restore_metadata(root, specs, drop.n_items, drop.chunk_items, attributes)
     raise StoreError(
         "its metadata are damaged, and it belongs to another configuration.",
         "Give repair the --config, --preset and --set that made it, or move the store's folder away.",
     )
-
-
-def _attributes(workspace: Workspace, node: Node, drop: Drop) -> Mapping[str, Any]:
-    """Group attributes as `Workspace.store` writes them."""
-    return {
-        "stage": node.stage,
-        "fingerprint": workspace.fingerprint(node),
-        "drop": drop.drop_id,
-        "inventory_sha256": drop.inventory_sha256,
-        "upstream": {name: workspace.fingerprint(workspace.nodes[key]) for name, key in node.inputs.items()},
-        **workspace.map_stage(node).attributes(),
-    }
 
 
 Image = tuple[str, int]

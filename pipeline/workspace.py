@@ -178,16 +178,20 @@ class Workspace:
 
     def store(self, node: Node, drop_id: str) -> StageStore:
         """Open a map node's store for one drop; create it, with all metadata, if it is not there yet."""
-        stage, drop = self.map_stage(node), self.drop(drop_id)
-        attributes = {
+        drop, specs = self.drop(drop_id), self.map_stage(node).outputs()
+        attributes = self.store_attributes(node, drop)
+        return StageStore.open(self.root(node, drop_id), specs, drop.n_items, drop.chunk_items, attributes)
+
+    def store_attributes(self, node: Node, drop: Drop) -> dict[str, Any]:
+        """What a map node's group says of itself for one drop."""
+        return {
             "stage": node.stage,
             "fingerprint": self.fingerprint(node),
             "drop": drop.drop_id,
             "inventory_sha256": drop.inventory_sha256,
             "upstream": {name: self.fingerprint(self.nodes[key]) for name, key in node.inputs.items()},
-            **stage.attributes(),
+            **self.map_stage(node).attributes(),
         }
-        return StageStore.open(self.root(node, drop_id), stage.outputs(), drop.n_items, drop.chunk_items, attributes)
 
     def write_identity(self, node: Node) -> None:
         """Write stage.json, the identity in full, unless it stands already."""
