@@ -16,7 +16,7 @@ def keys(stage: str, *overrides: str) -> list[str]:
 
 
 def test_stage_brings_everything_it_needs_in_order() -> None:
-    assert keys("fusion") == ["proposals", "texts", "masks[union]", "embeddings[union]", "fusion[union]"]
+    assert keys("fusion") == ["proposals", "masks[union]", "embeddings[union]", "texts", "fusion[union]"]
     assert keys("one") == ["proposals", "masks[union]"]
 
 
