@@ -8,27 +8,15 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from manifests.errors import PipelineError
+from manifests.runs import PACKAGES, installed_versions
 from pipeline.cluster import visible_gpus
 from pipeline.config import RunConfig
 from stages.models.weights import WeightsFolder
 
 MIN_FREE_BYTES = 2 * 2**30
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "sam2",
-    "open_clip_torch",
-    "timm",
-    "dask",
-    "zarr",
-    "scikit-learn",
-    "pandas",
-    "numpy",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +39,9 @@ def examine(workdir: Path, config: RunConfig) -> Iterator[Check]:
         Decides which models' weights are looked for.
     """
     yield Check("python", sys.version_info >= (3, 11), sys.version.split()[0])
+    versions = installed_versions()
     for package in PACKAGES:
-        yield _package(package)
+        yield Check(package, package in versions, versions.get(package, "not installed; run: make setup"))
     yield Check(
         "devices", ok=True, detail=f"{len(visible_gpus())} CUDA devices, {len(os.sched_getaffinity(0))} CPU cores"
     )
@@ -60,13 +49,6 @@ def examine(workdir: Path, config: RunConfig) -> Iterator[Check]:
         yield _attempt(f"weights {model}", lambda model=model: _weights(model))  # type: ignore[misc]
     yield _attempt("free space", lambda: _free_space(workdir))
     yield _attempt("rename semantics", lambda: _rename(workdir))
-
-
-def _package(name: str) -> Check:
-    try:
-        return Check(name, ok=True, detail=version(name))
-    except PackageNotFoundError:
-        return Check(name, ok=False, detail="not installed; run: make setup")
 
 
 def _attempt(name: str, check: Callable[[], str]) -> Check:

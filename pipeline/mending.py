@@ -6,10 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from manifests.commits import Commit, read_commit, retire
-from manifests.drops import Drop
 from manifests.errors import DamagedError, ExitCode, StoreError, UsageError
 from manifests.integrity import gc, restore_metadata, verify
 from manifests.layout import DatasetPaths
@@ -17,7 +15,6 @@ from manifests.readers import REASONS
 from manifests.store import make_folders
 from manifests.types import Status
 from pipeline.commands import print_json, say, store_roots
-from pipeline.graph import Node
 from pipeline.plan import commits_of
 from pipeline.workspace import Workspace
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,8 @@ def chain(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Cha
 
 
 @pytest.fixture(params=MAP_STAGES)
-def name(request: pytest.FixtureRequest) -> Iterator[str]:
-    yield str(request.param)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 def test_arrays_are_what_the_specs_say_and_status_is_last(chain: Chain, name: str) -> None:
