@@ -199,7 +199,7 @@ def assemble(known: ModelEntry, path: Path | None) -> SAM2Base:
     if known.source == "shipped":
         from stages.models import sam2_lite0
 
-        network = instantiate_seeded(sam2_lite0.lite0_config(known.architecture, known.image_px))
+        network = instantiate_seeded(sam2_lite0.lite0_config(known.architecture, known.image_px, 128))
         sam2_lite0.load_lite0_parts(network, state, what)
     else:
         network = instantiate_seeded(read_config(known.architecture))

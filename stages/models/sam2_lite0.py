@@ -19,7 +19,7 @@ from stages.models.sam2_architecture import narrow, read_config
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
 
-CHANNELS: Final = 128
+CHANNELS: Final = 112
 TRUNK_CHANNELS: Final = (24, 40, 112, 320)
 """At strides 4, 8, 16 and 32."""
 
@@ -40,10 +40,18 @@ class Lite0Trunk(nn.Module):
         return maps
 
 
-def lite0_config(architecture: str, image_px: int) -> Any:
-    """Configuration of SAM2 with this trunk in place of Hiera."""
+def lite0_config(architecture: str, image_px: int, channels: int = CHANNELS) -> Any:
+    """Configuration of SAM2 with this trunk in place of Hiera.
+
+    The neck is the package's own with other options than Hiera's: a convolution sees 3 x 3 cells, and every level has
+    the coarser ones added, bilinearly. Hiera's attention has mixed neighbours before; this trunk's early maps have not.
+    """
     config = read_config(architecture)
-    narrow(config, CHANNELS, image_px)
+    narrow(config, channels, image_px)
+    if channels == CHANNELS:
+        neck = config.image_encoder.neck
+        neck.kernel_size, neck.padding = 3, 1
+        neck.fpn_top_down_levels, neck.fpn_interp_model = [0, 1, 2, 3], "bilinear"
     config.image_encoder.trunk = {"_target_": f"{__name__}.{Lite0Trunk.__name__}"}
     config.image_encoder.neck.backbone_channel_list = list(reversed(TRUNK_CHANNELS))
     return config
@@ -66,12 +74,28 @@ def load_lite0_parts(network: SAM2Base, trained: Mapping[str, Tensor], what: str
     WeightsError
         If the package is missing, or a key or shape differs.
     """
+    load_trunk(network)
+    load_strictly(trained_parts(network), trained, what)
+    network.no_mem_embed.zero_()
+
+
+def load_trunk(network: SAM2Base) -> None:
+    """Load the trunk of a network built from `lite0_config`, strictly, from its package.
+
+    Raises
+    ------
+    WeightsError
+        If the package is missing or its file is altered.
+    """
     head = ("conv_head.", "bn2.", "classifier.")
     trunk = {k: v for k, v in load_lite0_state().items() if not k.startswith(head)}
-    load_strictly(network.image_encoder.trunk.net, trunk, f"EfficientNet-Lite0 and {what}")
+    load_strictly(network.image_encoder.trunk.net, trunk, "EfficientNet-Lite0")
+
+
+def trained_parts(network: SAM2Base) -> nn.Module:
+    """Return what the shipped file holds: `neck`, `prompt` and `decoder`, as one module that shares the weights."""
     parts = nn.Module()
     parts.neck = network.image_encoder.neck
     parts.prompt = network.sam_prompt_encoder
     parts.decoder = network.sam_mask_decoder
-    load_strictly(parts, trained, what)
-    network.no_mem_embed.zero_()
+    return parts
