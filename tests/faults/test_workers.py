@@ -17,14 +17,15 @@ from pipeline.plan import PlannedUnit
 
 pytestmark = pytest.mark.slow
 
+ENDLESS_S = 300.0
+
 
 def attempt(task: UnitTask) -> UnitReport:
-    """A unit that kills its worker if its name says so, or counts how often it ran."""
-    with (Path(task.dataset_root) / task.planned.unit).open("a") as stream:
-        stream.write("x")
+    """A unit that says in a file who runs it; it may kill its worker, or take longer than any test."""
+    (Path(task.dataset_root) / task.planned.unit).write_text(f"{os.getpid()}\n")
     if task.source == "poison":
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(0.3)
+    time.sleep(ENDLESS_S if task.source == "endless" else 0.3)
     return UnitReport(won=True, pid=os.getpid())
 
 
@@ -72,6 +73,13 @@ def test_no_unit_is_started_after_a_signal_and_those_in_flight_finish(
 
 def test_grace_that_is_over_ends_units_in_flight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dask_cluster, "attempt_unit", attempt)
+    endless = task(tmp_path, 0, "endless")
+    begun = tmp_path / endless.planned.unit
+    began = time.monotonic()
     with local_cluster(ClusterConfig(), 1, str(tmp_path / "scratch")) as cluster:
-        looks = iter([None, *[0.0] * 99])
-        assert list(cluster.run([task(tmp_path, 0)], lambda: next(looks))) == []
+        # The file is complete once it ends its line; only a unit that computes is cut off, not one that waits.
+        over = lambda: 0.0 if begun.exists() and begun.read_text().endswith("\n") else None  # noqa: E731
+        assert list(cluster.run([endless], over)) == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(begun.read_text()), 0)
+    assert time.monotonic() - began < ENDLESS_S / 2

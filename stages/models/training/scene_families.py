@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from stages.models.training.scene_drawing import Floats, Outline, Sheet, blurred, fractal, smooth
+from stages.models.training.scene_drawing import Floats, Outline, Placed, Sheet, blurred, fractal, smooth
 
 Generator = np.random.Generator
 
@@ -162,9 +162,9 @@ def xray(sheet: Sheet, rng: Generator) -> None:
     for _ in range(rng.integers(0, 4)):
         lung = lungs[int(rng.integers(2))].mask
         spot = _inside_of(sheet, rng, lung, rng.uniform(0.025, 0.12))
-        covered = sheet.inside(spot, rng.uniform(0.01, 0.05)) * lung
-        sheet.paint(covered * np.float32(rng.uniform(0.5, 1)), air + rng.uniform(0.15, 0.4))
-        sheet.placed.append(type(lungs[0])(covered > 0.5, "lesion", None))
+        shadow = sheet.inside(spot, rng.uniform(0.01, 0.05)) * lung
+        sheet.paint(shadow * np.float32(rng.uniform(0.5, 1)), air + rng.uniform(0.15, 0.4))
+        sheet.placed.append(Placed(shadow > 0.5, "lesion", None))
     side = 1 if rng.random() < 0.85 else -1
     at = (top + long * rng.uniform(1.1, 1.5), middle + side * rng.uniform(0.03, 0.12))
     heart = sheet.inside(Outline.draw(rng, at, rng.uniform(0.12, 0.22), 0.05, rng.uniform(0.8, 1.2)), soft)
@@ -179,7 +179,7 @@ def xray(sheet: Sheet, rng: Generator) -> None:
     ribs = np.clip(np.sin(arc * np.float32(2 * np.pi / spacing)) * 2 - np.float32(rng.uniform(0.2, 1)), 0, 1)
     sheet.pixels[..., 0] += np.float32(strength) * ribs * (np.abs(x - np.float32(middle)) < 0.42 * width)
     both = lungs[0].mask | lungs[1].mask
-    sheet.placed.append(type(lungs[0])(both, "group", None))
+    sheet.placed.append(Placed(both, "group", None))
     if rng.random() < 0.1:
         sheet.pixels[:] = 1 - sheet.pixels
     _bias(sheet, rng, 0.15)
