@@ -1,0 +1,1 @@
+"""What the benchmark of segmentation quality is made of."""
