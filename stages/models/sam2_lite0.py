@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 CHANNELS: Final = 112
 TRUNK_CHANNELS: Final = (24, 40, 112, 320)
 """At strides 4, 8, 16 and 32."""
+TRUNK_STDS: Final = (8.13, 7.80, 6.24, 2.29)
+"""Standard deviation of the four maps on synthetic scenes."""
+QUIET: Final = 0.1
+"""Standard deviation that the neck is given: SAM2's positions have 0.7, and louder features drown them in training."""
 
 
 class Lite0Trunk(nn.Module):
@@ -37,7 +41,7 @@ class Lite0Trunk(nn.Module):
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Encode normalised pixels, (B, 3, H, W) -> four maps, fine to coarse."""
         maps: list[Tensor] = self.net(pixels)
-        return maps
+        return [m * (QUIET / std) for m, std in zip(maps, TRUNK_STDS, strict=True)]
 
 
 def lite0_config(architecture: str, image_px: int, channels: int = CHANNELS) -> Any:

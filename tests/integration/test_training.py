@@ -14,7 +14,7 @@ from stages.models.training.losses import mask_losses, object_loss, true_iou
 from stages.models.training.samples import HELD_OUT_SEED, STRIDE, Phase, Samples, read_labelled
 from stages.models.training.train import RECIPES, Recipe, Training, main, schedule
 
-SMALL = Recipe((Phase(64, 3, 2), Phase(128, 3, 2)), 1e-3, 0.0)
+SMALL = Recipe(2, (Phase(64, 3, 2), Phase(128, 3, 2)), 1e-3, 0.0)
 
 
 def samples(seed: int = 0) -> Samples:
@@ -99,6 +99,7 @@ def test_training_that_was_stopped_ends_with_the_same_weights(tmp_path: Path) ->
     stopped = Training(SMALL, Samples(SMALL.phases[:1], 0, (), 0.0), 0, "cpu")
     # The rate follows from the length of the whole training, so that the stopped one must know it.
     stopped._samples = samples()
+    stopped._prime()
     for step in range(3):
         stopped._learn(samples()[step])
     (tmp_path / "stopped").mkdir()
@@ -111,7 +112,7 @@ def test_training_that_was_stopped_ends_with_the_same_weights(tmp_path: Path) ->
 
 def test_it_learns_a_batch_by_heart() -> None:
     training = Training(
-        Recipe((Phase(128, 1000, 2),), 2e-3, 0.0), Samples((Phase(128, 1000, 2),), 1, (), 0.0), 0, "cpu"
+        Recipe(2, (Phase(128, 1000, 2),), 2e-3, 0.0), Samples((Phase(128, 1000, 2),), 1, (), 0.0), 0, "cpu"
     )
     batch = training._samples[0]
     losses = [training._learn(batch)["loss"] for _ in range(40)]

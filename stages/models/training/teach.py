@@ -110,6 +110,21 @@ class Teacher:
                 quality["beside"] = float(answer.predicted_iou.detach()[:, 1:].max(dim=1).values.mean())
         return total, quality
 
+    def primer_loss(self, canvases: Tensor, boxes: Prompts) -> tuple[Tensor, Tensor]:
+        """Loss of boxes alone, (), and the IoU of the masks that a user would take, (P,).
+
+        Parameters
+        ----------
+        canvases : Tensor of uint8, (B, S, S, 3)
+            Images that need not show the objects.
+        boxes : Prompts
+            On these images.
+        """
+        self._set_size(canvases.shape[1])
+        labels = torch.tensor([CORNERS]).expand(len(boxes.image), -1)
+        answer = self._answer(self._encode(canvases.to(self._device)), boxes, labels)
+        return object_loss(*answer, boxes.truth.to(self._device))
+
     def _encode(self, canvases: Tensor) -> Encoded:
         pixels = canvases.permute(0, 3, 1, 2).float() / 127.5 - 1
         with torch.no_grad(), torch.autocast(self._device.type, dtype=torch.bfloat16):
@@ -123,12 +138,12 @@ class Teacher:
         points = prompts.points.to(self._device), labels.to(self._device)
         sparse, dense = prompt(points=points, boxes=None, masks=masks)
         logits, predicted_iou, _, presence = self._network.sam_mask_decoder.predict_masks(
-            image_embeddings=encoded.embedding[image],
+            image_embeddings=encoded.embedding.index_select(0, image),
             image_pe=prompt.get_dense_pe(),
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
             repeat_image=False,
-            high_res_features=[encoded.fine[image], encoded.middle[image]],
+            high_res_features=[encoded.fine.index_select(0, image), encoded.middle.index_select(0, image)],
         )
         return Answer(logits.float(), predicted_iou.float(), presence.float())
 

@@ -19,16 +19,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from manifests.errors import UsageError
+from stages.images import letterbox
 from stages.models.checkpoints import read_state
 from stages.models.sam2_architecture import instantiate_seeded
 from stages.models.sam2_lite0 import lite0_config, load_trunk, trained_parts
+from stages.models.training.primer import hidden_ellipses
 from stages.models.training.samples import Batch, Phase, Samples, read_labelled
+from stages.models.training.scenes import draw_scene
 from stages.models.training.teach import Teacher
 
 if TYPE_CHECKING:
@@ -36,6 +40,9 @@ if TYPE_CHECKING:
 
 ARCHITECTURE: Final = "sam2.1/sam2.1_hiera_t.yaml"
 WARM_UP: Final = 300
+NECK_RATE: Final = 0.3
+"""Learning rate of the neck, as a share of the others'."""
+PRIMER_PX: Final = 128
 WEIGHT_DECAY: Final = 0.01
 MOST_NORM: Final = 1.0
 AVERAGE: Final = 0.998
@@ -50,6 +57,8 @@ log = logging.getLogger(__name__)
 class Recipe:
     """How one of the two models is trained."""
 
+    primer_steps: int
+    """Steps on hidden ellipses before the first phase."""
     phases: tuple[Phase, ...]
     learning_rate: float
     labelled_share: float
@@ -57,8 +66,8 @@ class Recipe:
 
 
 RECIPES: Final[Mapping[str, Recipe]] = {
-    "sam2-lite0-synthetic": Recipe((Phase(256, 4500, 6), Phase(512, 700, 4)), 8e-4, 0.0),
-    "sam2-lite0": Recipe((Phase(256, 1500, 6), Phase(512, 1000, 4)), 5e-4, 0.6),
+    "sam2-lite0-synthetic": Recipe(800, (Phase(128, 1500, 12), Phase(256, 4500, 6), Phase(512, 700, 4)), 8e-4, 0.0),
+    "sam2-lite0": Recipe(0, (Phase(256, 1500, 6), Phase(512, 1000, 4)), 5e-4, 0.6),
 }
 
 
@@ -84,7 +93,13 @@ class Training:
         self._teacher = Teacher(self.network, seed)
         self._parts = trained_parts(self.network)
         self._weights = [p for p in self._parts.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.AdamW(self._weights, lr=recipe.learning_rate, weight_decay=WEIGHT_DECAY)
+        neck = {id(p) for p in self.network.image_encoder.neck.parameters()}
+        groups = [
+            {"params": [w for w in self._weights if id(w) not in neck], "share": 1.0},
+            {"params": [w for w in self._weights if id(w) in neck], "share": NECK_RATE},
+        ]
+        self._optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=WEIGHT_DECAY)
+        self._seed = seed
         self._mean = [w.detach().clone() for w in self._weights]
         self.step = 0
 
@@ -105,6 +120,8 @@ class Training:
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._resume(folder / "state.pt")
+        if self.step == 0:
+            self._prime()
         loader = DataLoader(
             self._samples,
             batch_size=None,
@@ -135,14 +152,28 @@ class Training:
         state.update(zip(names, self._mean, strict=True))
         return {k: v.half().cpu().contiguous() for k, v in state.items()}
 
-    def _learn(self, batch: Batch) -> dict[str, float]:
+    def _prime(self) -> None:
+        """Teach what a box means, before anything is seen."""
+        for step in range(self._recipe.primer_steps):
+            rng = np.random.default_rng([self._seed, step])
+            scene = draw_scene(self._seed, step, PRIMER_PX)
+            canvas = torch.from_numpy(letterbox(scene.image, PRIMER_PX)[0])[None]
+            loss, taken = self._teacher.primer_loss(canvas, hidden_ellipses(1, PRIMER_PX, rng))
+            self._descend(loss, min(1.0, (step + 1) / WARM_UP))
+            if (step + 1) % REPORTED_EVERY == 0:
+                log.info("primer %d: loss %.3f, IoU %.3f", step + 1, float(loss.detach()), float(taken.mean()))
+
+    def _descend(self, loss: Tensor, share: float) -> None:
         for group in self._optimizer.param_groups:
-            group["lr"] = self._recipe.learning_rate * schedule(self.step, len(self._samples))
-        loss, quality = self._teacher.loss(batch, self.step)
+            group["lr"] = self._recipe.learning_rate * share * group["share"]
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._weights, MOST_NORM)
         self._optimizer.step()
+
+    def _learn(self, batch: Batch) -> dict[str, float]:
+        loss, quality = self._teacher.loss(batch, self.step)
+        self._descend(loss, schedule(self.step, len(self._samples)))
         self.step += 1
         # Early weights are soon forgotten: a mean over few steps is short.
         keep = min(AVERAGE, self.step / (self.step + 10))
