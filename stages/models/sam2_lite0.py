@@ -31,8 +31,9 @@ QUIET: Final = 0.1
 class Lite0Trunk(nn.Module):
     """Feature maps of EfficientNet-Lite0 at strides 4, 8, 16 and 32, as SAM2's neck wants them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, quiet: bool = True) -> None:
         super().__init__()
+        self._scales = [QUIET / std if quiet else 1.0 for std in TRUNK_STDS]
         self.net = timm.create_model(
             "tf_efficientnet_lite0", pretrained=False, features_only=True, out_indices=(1, 2, 3, 4)
         )
@@ -41,7 +42,7 @@ class Lite0Trunk(nn.Module):
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Encode normalised pixels, (B, 3, H, W) -> four maps, fine to coarse."""
         maps: list[Tensor] = self.net(pixels)
-        return [m * (QUIET / std) for m, std in zip(maps, TRUNK_STDS, strict=True)]
+        return [m * scale for m, scale in zip(maps, self._scales, strict=True)]
 
 
 def lite0_config(architecture: str, image_px: int, channels: int = CHANNELS) -> Any:
@@ -56,7 +57,7 @@ def lite0_config(architecture: str, image_px: int, channels: int = CHANNELS) -> 
         neck = config.image_encoder.neck
         neck.kernel_size, neck.padding = 3, 1
         neck.fpn_top_down_levels, neck.fpn_interp_model = [0, 1, 2, 3], "bilinear"
-    config.image_encoder.trunk = {"_target_": f"{__name__}.{Lite0Trunk.__name__}"}
+    config.image_encoder.trunk = {"_target_": f"{__name__}.{Lite0Trunk.__name__}", "quiet": channels == CHANNELS}
     config.image_encoder.neck.backbone_channel_list = list(reversed(TRUNK_CHANNELS))
     return config
 
