@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Final
 
-from torch import Tensor
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from stages.models.checkpoints import read_state
 from stages.models.registry import LITE0
@@ -53,6 +56,23 @@ def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the keys of efficientnet_pytorch (`_blocks.3._bn0.weight`) to timm's (`blocks.2.0.bn1.weight`)."""
     places = tuple(_places(BLOCKS_PER_STAGE))
     return {_timm_key(key, places): value for key, value in state.items()}
+
+
+def fold_norms(net: nn.Module) -> None:
+    """Fold every batch norm of a frozen network into the convolution before it, in place.
+
+    The numbers stay, up to rounding, and on a CPU in channels-last order a map takes less than half the time.
+
+    Parameters
+    ----------
+    net : nn.Module
+        A network of timm in evaluation mode, with its weights; afterwards it takes no state dict of its kind.
+    """
+    for block in list(net.modules()):
+        for (name, convolution), (norm_name, norm) in pairwise(list(block.named_children())):
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, BatchNormAct2d):
+                setattr(block, name, fuse_conv_bn_eval(convolution, norm))
+                setattr(block, norm_name, norm.act)
 
 
 def _places(blocks_per_stage: Iterable[int]) -> Iterable[tuple[int, int]]:

@@ -1,7 +1,7 @@
-"""SAM2 with EfficientNet-Lite0 as image trunk: 512 px, 128 channels, small enough to ship and to run on a CPU.
+"""SAM2 with EfficientNet-Lite0 as image trunk: 512 px, 112 channels, small enough to ship and to run on a CPU.
 
-The trunk is frozen as trained on ImageNet; neck, prompt encoder and mask decoder were trained on breast ultrasound.
-See `data/sam2_lite0_prototype.md` for the recipe, the figures and the limits.
+The trunk is frozen as trained on ImageNet; neck, prompt encoder and mask decoder are shipped, as trained by
+`stages.models.training`. See `data/sam2_lite0.md` for the recipe, the figures and the limits.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import timm
+import torch
 from torch import Tensor, nn
 
 from stages.models.checkpoints import load_strictly
-from stages.models.lite0 import load_lite0_state
+from stages.models.lite0 import fold_norms, load_lite0_state
 from stages.models.sam2_architecture import narrow, read_config
 
 if TYPE_CHECKING:
@@ -31,9 +32,9 @@ QUIET: Final = 0.1
 class Lite0Trunk(nn.Module):
     """Feature maps of EfficientNet-Lite0 at strides 4, 8, 16 and 32, as SAM2's neck wants them."""
 
-    def __init__(self, *, quiet: bool = True) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._scales = [QUIET / std if quiet else 1.0 for std in TRUNK_STDS]
+        self._scales = [QUIET / std for std in TRUNK_STDS]
         self.net = timm.create_model(
             "tf_efficientnet_lite0", pretrained=False, features_only=True, out_indices=(1, 2, 3, 4)
         )
@@ -41,24 +42,23 @@ class Lite0Trunk(nn.Module):
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Encode normalised pixels, (B, 3, H, W) -> four maps, fine to coarse."""
-        maps: list[Tensor] = self.net(pixels)
+        maps: list[Tensor] = self.net(pixels.contiguous(memory_format=torch.channels_last))
         return [m * scale for m, scale in zip(maps, self._scales, strict=True)]
 
 
-def lite0_config(architecture: str, image_px: int, channels: int = CHANNELS) -> Any:
+def lite0_config(architecture: str, image_px: int) -> Any:
     """Configuration of SAM2 with this trunk in place of Hiera.
 
     The neck is the package's own with other options than Hiera's: a convolution sees 3 x 3 cells, and every level has
     the coarser ones added, bilinearly. Hiera's attention has mixed neighbours before; this trunk's early maps have not.
     """
     config = read_config(architecture)
-    narrow(config, channels, image_px)
-    if channels == CHANNELS:
-        neck = config.image_encoder.neck
-        neck.kernel_size, neck.padding = 3, 1
-        neck.fpn_top_down_levels, neck.fpn_interp_model = [0, 1, 2, 3], "bilinear"
-    config.image_encoder.trunk = {"_target_": f"{__name__}.{Lite0Trunk.__name__}", "quiet": channels == CHANNELS}
-    config.image_encoder.neck.backbone_channel_list = list(reversed(TRUNK_CHANNELS))
+    narrow(config, CHANNELS, image_px)
+    neck = config.image_encoder.neck
+    neck.kernel_size, neck.padding = 3, 1
+    neck.fpn_top_down_levels, neck.fpn_interp_model = [0, 1, 2, 3], "bilinear"
+    config.image_encoder.trunk = {"_target_": f"{__name__}.{Lite0Trunk.__name__}"}
+    neck.backbone_channel_list = list(reversed(TRUNK_CHANNELS))
     return config
 
 
@@ -94,7 +94,10 @@ def load_trunk(network: SAM2Base) -> None:
     """
     head = ("conv_head.", "bn2.", "classifier.")
     trunk = {k: v for k, v in load_lite0_state().items() if not k.startswith(head)}
-    load_strictly(network.image_encoder.trunk.net, trunk, "EfficientNet-Lite0")
+    net = network.image_encoder.trunk.net
+    load_strictly(net, trunk, "EfficientNet-Lite0")
+    fold_norms(net)
+    net.to(memory_format=torch.channels_last)
 
 
 def trained_parts(network: SAM2Base) -> nn.Module:

@@ -66,8 +66,8 @@ class Recipe:
 
 
 RECIPES: Final[Mapping[str, Recipe]] = {
-    "sam2-lite0-synthetic": Recipe(800, (Phase(128, 1500, 12), Phase(256, 4500, 6), Phase(512, 700, 4)), 8e-4, 0.0),
-    "sam2-lite0": Recipe(0, (Phase(256, 1500, 6), Phase(512, 1000, 4)), 5e-4, 0.6),
+    "sam2-lite0-synthetic": Recipe(800, (Phase(128, 800, 12), Phase(256, 2800, 6), Phase(512, 300, 4)), 8e-4, 0.0),
+    "sam2-lite0": Recipe(0, (Phase(256, 1200, 6), Phase(512, 500, 4)), 5e-4, 0.6),
 }
 
 
