@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -24,6 +27,7 @@ from manifests.types import (
     UnitResult,
 )
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -196,6 +200,17 @@ def read_each(
             things.append(None)
             outcomes.append(failed(row, error))
     return things, outcomes
+
+
+def ahead(make: Callable[[S], T], things: Iterable[S]) -> Iterator[T]:
+    """What is made of each thing, in order, while the next one is made in a thread: reading overlaps computing."""
+    left = iter(things)
+    with ThreadPoolExecutor(1, "read") as pool:
+        pending: deque[Future[T]] = deque(pool.submit(make, thing) for thing in islice(left, 1))
+        while pending:
+            made = pending.popleft()
+            pending.extend(pool.submit(make, thing) for thing in islice(left, 1))
+            yield made.result()
 
 
 def status_array(outcomes: Sequence[ItemOutcome]) -> NDArray[np.uint8]:

@@ -22,7 +22,7 @@ from manifests.types import (
     UnitResult,
     expect_array,
 )
-from stages.base import StageContext, empty_arrays, read_each, status_array
+from stages.base import StageContext, ahead, empty_arrays, read_each, status_array
 from stages.embeddings.settings import EmbeddingsSettings
 from stages.embeddings.views import TOKEN_VIEWS, MaskedCanvas, pool, token_weights, unit
 from stages.images import Placement, content, letterbox
@@ -96,7 +96,8 @@ class Embeddings:
         """The masks' chunk, the results, and one batch of canvases and activations."""
         pixels = self.settings.canvas_px**2
         row = sum(int(np.prod(a.item_shape)) * np.dtype(a.dtype).itemsize for a in self.outputs())
-        batch = self.context.batch_items * (ACTIVATION_BYTES + 8 * pixels)
+        # Canvases of two batches: the next one is read while this one is encoded.
+        batch = self.context.batch_items * (ACTIVATION_BYTES + 16 * pixels)
         return chunk_items * (4 * pixels + 3 * row) + batch
 
     def load(self, device: str) -> None:
@@ -120,16 +121,21 @@ class Embeddings:
         arrays = empty_arrays(self.outputs(), len(rows))
         items: list[ItemOutcome] = []
         seconds: Counter[str] = Counter()
-        for start in range(0, len(rows), self.context.batch_items):
-            batch = rows[start : start + self.context.batch_items]
-            began = time.perf_counter()
-            shown, outcomes = self._read(batch, start, source, masks)
-            read = time.perf_counter()
+        size = self.context.batch_items
+
+        def read(start: int) -> tuple[list[MaskedCanvas | None], list[ItemOutcome]]:
+            return self._read(rows[start : start + size], start, source, masks)
+
+        began = time.perf_counter()
+        for shown, outcomes in ahead(read, range(0, len(rows), size)):
+            waited = time.perf_counter()
             ready = [c for c in shown if c is not None]
             if ready:
                 self._encode(ready, arrays)
-            items += (_judge(o, arrays, start + i) for i, o in enumerate(outcomes))
-            seconds.update({"read": read - began, "encode": time.perf_counter() - read})
+            first = len(items)
+            items += [_judge(outcome, arrays, first + i) for i, outcome in enumerate(outcomes)]
+            seconds.update({"read": waited - began, "encode": time.perf_counter() - waited})
+            began = time.perf_counter()
         arrays["status"] = status_array(items)
         return UnitResult(arrays, tuple(items), dict(seconds))
 

@@ -1,18 +1,17 @@
-"""SAM2 for many images and many prompts: images are encoded in batches, prompts are decoded in one call.
+"""SAM2 for many images and many prompts: images are encoded in batches, prompts of all of them decoded in one call.
 
-The numbers are those of the package's SAM2ImagePredictor. Two things differ on purpose: any number of images goes
-through the encoder at once, and neither hole filling nor sprinkle removal is done, because the package does them only
-where its CUDA extension `_C` was compiled, and otherwise skips them with a warning.
+The numbers are those of the package's SAM2ImagePredictor. Neither hole filling nor sprinkle removal is done, because
+the package does them only where its CUDA extension `_C` was compiled, and otherwise skips them with a warning.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +22,7 @@ from stages.models.checkpoints import load_strictly, read_state
 from stages.models.registry import ModelEntry
 from stages.models.sam2_architecture import instantiate_seeded, read_config, tiny_config
 from stages.models.sam2_card import DECODER_BYTES, sam2_entry, segmenter_card
+from stages.models.sam2_decoder import ImageMaps, SharedDecoder
 from stages.models.weights import WeightsFolder
 
 if TYPE_CHECKING:
@@ -38,12 +38,34 @@ log = logging.getLogger(__name__)
 class ImageFeatures:
     """What the encoder made of a batch of B images; on the model's device."""
 
-    embedding: Tensor
-    """(B, C, image_px / 16, image_px / 16)."""
-    high_resolution: tuple[Tensor, Tensor]
-    """(B, C / 8, image_px / 4, image_px / 4) and (B, C / 4, image_px / 8, image_px / 8)."""
+    maps: ImageMaps
     canvas_px: int
     """Side of the images as they came in, in pixels: the unit of prompts."""
+
+    def of(self, index: int) -> ImageFeatures:
+        """One image of the batch."""
+        return ImageFeatures(ImageMaps(*(m[index : index + 1] for m in self.maps)), self.canvas_px)
+
+
+class Decoded(NamedTuple):
+    """Masks of P prompts on each of B images, of which M were wanted; on the model's device."""
+
+    logits: Tensor
+    """(M, image_px / 4, image_px / 4) float32, by image, prompt and mask; a mask is where they lie above 0."""
+    predicted_iou: Tensor
+    """(B, P, 3) float32, the model's own estimate of each mask's IoU."""
+    wanted: Tensor
+    """(B, P, 3) bool."""
+
+
+def every_mask(predicted_iou: Tensor) -> Tensor:
+    """Want all masks, (B, P, 3) -> (B, P, 3) bool."""
+    return torch.ones_like(predicted_iou, dtype=torch.bool)
+
+
+def best_of_three(predicted_iou: Tensor) -> Tensor:
+    """Want the mask of each prompt with the highest predicted IoU, (B, P, 3) -> (B, P, 3) bool."""
+    return F.one_hot(predicted_iou.argmax(dim=-1), predicted_iou.shape[-1]).bool()
 
 
 class Segmenter:
@@ -70,14 +92,16 @@ class Segmenter:
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(card["mean"], device=self.device).view(shape)
         self._std = torch.tensor(card["std"], device=self.device).view(shape)
-        self._dense_pe = self._network.sam_prompt_encoder.get_dense_pe()
+        prompt, decoder = self._network.sam_prompt_encoder, self._network.sam_mask_decoder
+        dtype = torch.float32 if card["precision"] == "float32" else torch.bfloat16
+        self._decoder = SharedDecoder(decoder, prompt.get_dense_pe(), prompt.no_mask_embed.weight, dtype)
 
     @property
     def prompts_per_call(self) -> int:
         """Prompts that the decoder takes at once within `DECODER_BYTES`; has no influence on results."""
-        channels, cells = self._dense_pe.shape[1], (self.image_px // 16) ** 2
-        # Some twelve copies of the embedding in the transformer; then C/4 at 4 and C/8 at 16 times the cells, twice.
-        bytes_each = 4 * cells * channels * (12 + 2 + 4)
+        channels, cells = self._decoder.channels, (self.image_px // 16) ** 2
+        # Some six copies of the embedding in the transformer; then C/4 at 4 and C/8 at 16 times the cells, twice.
+        bytes_each = 4 * cells * channels * (6 + 2 + 4)
         room = DECODER_BYTES.get(self.device.type, DECODER_BYTES["cpu"])
         return int(max(1, min(MOST_PROMPTS, room // bytes_each)))
 
@@ -102,56 +126,51 @@ class Segmenter:
             pixels = F.interpolate(pixels, (self.image_px, self.image_px), mode="bilinear", antialias=True)
         with self._autocast():
             maps = self._network.forward_image((pixels - self._mean) / self._std)["backbone_fpn"]
-            embedding = maps[-1]
-            if self._network.directly_add_no_mem_embed:
-                embedding = embedding + self._network.no_mem_embed.view(1, -1, 1, 1)
-        return ImageFeatures(embedding, (maps[0], maps[1]), images.shape[1])
+        embedding = maps[-1]
+        if self._network.directly_add_no_mem_embed:
+            embedding = embedding + self._network.no_mem_embed.view(1, -1, 1, 1)
+        return ImageFeatures(self._decoder.maps(embedding, maps[0], maps[1]), images.shape[1])
 
     @torch.inference_mode()
-    def decode(self, features: ImageFeatures, index: int, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Three masks for each of P prompts on one image.
+    def decode(
+        self,
+        features: ImageFeatures,
+        points: Tensor,
+        labels: Tensor,
+        wanted: Callable[[Tensor], Tensor] = every_mask,
+    ) -> Decoded:
+        """Masks of P prompts on each of B images.
 
         Parameters
         ----------
         features : ImageFeatures
             What `encode` returned.
-        index : int
-            Which image of the batch.
-        points : Tensor of float, (P, n, 2)
+        points : Tensor of float, (B, P, n, 2)
             x, y in pixels of the canvas.
-        labels : Tensor of int, (P, n)
+        labels : Tensor of int, (B, P, n)
             1 inside, 0 outside the object; 2 and 3 for the two corners of a box.
-
-        Returns
-        -------
-        logits : Tensor of float32, (P, 3, image_px / 4, image_px / 4)
-            On the model's device; a mask is where they lie above 0.
-        predicted_iou : Tensor of float32, (P, 3)
-            The model's own estimate of each mask's IoU.
+        wanted : Callable[[Tensor], Tensor]
+            From predicted IoU, (B, P, 3), to the masks that are worth computing, (B, P, 3) bool.
 
         Raises
         ------
         ValueError
             If shapes do not fit, or a point lies outside the canvas: SAM2 itself would take it.
         """
-        if points.ndim != 3 or points.shape[2] != 2 or labels.shape != points.shape[:2]:
-            raise ValueError(f"points: expected (P, n, 2) with labels (P, n), got {points.shape} and {labels.shape}")
+        n_images = len(features.maps.source)
+        if points.ndim != 4 or points.shape[3] != 2 or labels.shape != points.shape[:3] or len(points) != n_images:
+            raise ValueError(
+                f"points: expected ({n_images}, P, n, 2) with labels of the same, got {points.shape}, {labels.shape}"
+            )
         if not bool(((points >= 0) & (points <= features.canvas_px)).all()):
             raise ValueError(f"points: expected x and y in 0..{features.canvas_px}, got {points.min()}..{points.max()}")
         scaled = points.to(self.device, torch.float32) / features.canvas_px * self.image_px
-        with self._autocast():
-            prompt = self._network.sam_prompt_encoder
-            sparse, dense = prompt(points=(scaled, labels.to(self.device)), boxes=None, masks=None)
-            logits, predicted_iou, _, _ = self._network.sam_mask_decoder(
-                image_embeddings=features.embedding[index : index + 1],
-                image_pe=self._dense_pe,
-                sparse_prompt_embeddings=sparse,
-                dense_prompt_embeddings=dense,
-                multimask_output=True,
-                repeat_image=True,
-                high_res_features=[m[index : index + 1] for m in features.high_resolution],
-            )
-        return logits.float(), predicted_iou.float()
+        prompts, _ = self._network.sam_prompt_encoder(
+            points=(scaled.flatten(0, 1), labels.to(self.device).flatten(0, 1)), boxes=None, masks=None
+        )
+        answer = self._decoder.answer(features.maps, prompts.unflatten(0, labels.shape[:2]))
+        chosen = wanted(answer.predicted_iou)
+        return Decoded(self._decoder.upscale(features.maps, answer, chosen), answer.predicted_iou, chosen)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.card["precision"] == "float32":
@@ -165,7 +184,7 @@ def load_segmenter(name: str, device: str, precision: str = "float32") -> Segmen
     Parameters
     ----------
     name : str
-        Such as `sam2-lite0-prototype` or `sam2.1_hiera_tiny`.
+        Such as `sam2-lite0` or `sam2.1_hiera_tiny`.
     device : str
         Torch device, such as `cpu` or `cuda:0`.
     precision : str
@@ -199,7 +218,7 @@ def assemble(known: ModelEntry, path: Path | None) -> SAM2Base:
     if known.source == "shipped":
         from stages.models import sam2_lite0
 
-        network = instantiate_seeded(sam2_lite0.lite0_config(known.architecture, known.image_px, 128))
+        network = instantiate_seeded(sam2_lite0.lite0_config(known.architecture, known.image_px))
         sam2_lite0.load_lite0_parts(network, state, what)
     else:
         network = instantiate_seeded(read_config(known.architecture))

@@ -1,45 +1,53 @@
 """From SAM2's logits to scored masks: upscale, restrict to the image, score, and keep the best of each object.
 
-Scores are those of SAM2's automatic mask generator (facebookresearch/sam2, `utils/amg.py`), computed on the canvas.
+Scores and their thresholds are those of SAM2's automatic mask generator (facebookresearch/sam2, `utils/amg.py`),
+computed on the canvas. All of it happens on the device of the logits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Final
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.images import Placement
 from stages.proposals.arrays import SCORES, UPSCALED_TOGETHER
+from stages.proposals.bits import areas, boxes, pack
+
+SLACK: Final = 0.1
+"""How far stability on the logits' own grid may lie below the threshold, for the mask to be upscaled at all."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredMasks:
-    """Masks of one image on its canvas, n in all."""
+    """Masks of one image on its canvas, n in all; on the device of the model."""
 
-    packed: NDArray[np.uint8]
-    """(n, S, S // 8), bits in big-endian order; zero outside the image."""
-    scores: NDArray[np.float32]
-    """(n, 4), columns as in `SCORES`."""
-    boxes: NDArray[np.float32]
-    """(n, 4), x0, y0, x1, y1 in pixels of the canvas, the last two exclusive; zeros for an empty mask."""
+    packed: Tensor
+    """(n, S, S // 8) uint8, bits in big-endian order; zero outside the image."""
+    scores: Tensor
+    """(n, 4) float32, columns as in `SCORES`."""
+    boxes: Tensor
+    """(n, 4) float32, x0, y0, x1, y1 in pixels of the canvas, the last two exclusive; zeros for an empty mask."""
 
     def __len__(self) -> int:
         return len(self.scores)
 
-    def take(self, which: NDArray[Any]) -> ScoredMasks:
+    def take(self, which: Tensor) -> ScoredMasks:
         """Masks by index or by a mask of booleans."""
         return ScoredMasks(self.packed[which], self.scores[which], self.boxes[which])
 
 
 def score_masks(
-    logits: Tensor, predicted_iou: Tensor, placement: Placement, canvas_px: int, stability_offset: float
+    logits: Tensor,
+    predicted_iou: Tensor,
+    placement: Placement,
+    canvas_px: int,
+    stability_offset: float,
+    min_stability: float = -1.0,
 ) -> ScoredMasks:
     """Upscale masks to the canvas, a few at a time, restrict them to the image and score them.
 
@@ -55,43 +63,49 @@ def score_masks(
         S.
     stability_offset : float
         Stability is the area above +offset over the area above -offset; 0 where both are empty.
+    min_stability : float
+        Masks below are left out, none if it is negative. Those that are far below on the logits' own grid are never
+        upscaled.
 
     Returns
     -------
     ScoredMasks
-        n masks in the same order, on the CPU.
+        At most n masks in the same order.
     """
-    parts = [
-        _score_block(logits[start : start + UPSCALED_TOGETHER], placement, canvas_px, stability_offset)
-        for start in range(0, len(logits), UPSCALED_TOGETHER)
-    ]
-    if not parts:
-        return no_masks(canvas_px)
-    packed, measured, boxes = (np.concatenate(p) for p in zip(*parts, strict=True))
-    scores = np.concatenate((predicted_iou.cpu().numpy()[:, None], measured), axis=1)
-    return ScoredMasks(packed, scores.astype(np.float32), boxes)
+    if min_stability > SLACK:
+        rows, columns = (_coarser(s, logits.shape[1] / canvas_px) for s in placement.slices)
+        inside = logits[:, rows, columns].flatten(1)
+        above, all_of_it = ((inside > offset).sum(dim=1) for offset in (stability_offset, -stability_offset))
+        promising = above >= (min_stability - SLACK) * all_of_it
+        logits, predicted_iou = logits[promising], predicted_iou[promising]
+    parts = [no_masks(canvas_px, logits.device)]
+    for start in range(0, len(logits), UPSCALED_TOGETHER):
+        block = slice(start, start + UPSCALED_TOGETHER)
+        scored = _score_block(logits[block], predicted_iou[block], placement, canvas_px, stability_offset)
+        parts.append(scored.take(scored.scores[:, 1] >= min_stability) if min_stability > 0 else scored)
+    return concatenate(parts)
 
 
-def no_masks(canvas_px: int) -> ScoredMasks:
+def no_masks(canvas_px: int, device: torch.device | str = "cpu") -> ScoredMasks:
     """Return zero masks of one image."""
     return ScoredMasks(
-        np.zeros((0, canvas_px, canvas_px // 8), np.uint8),
-        np.zeros((0, len(SCORES)), np.float32),
-        np.zeros((0, 4), np.float32),
+        torch.zeros((0, canvas_px, canvas_px // 8), dtype=torch.uint8, device=device),
+        torch.zeros((0, len(SCORES)), device=device),
+        torch.zeros((0, 4), device=device),
     )
 
 
 def concatenate(parts: Sequence[ScoredMasks]) -> ScoredMasks:
     """Masks of several calls for the same image, in order; at least one part."""
     return ScoredMasks(
-        np.concatenate([p.packed for p in parts]),
-        np.concatenate([p.scores for p in parts]),
-        np.concatenate([p.boxes for p in parts]),
+        torch.cat([p.packed for p in parts]),
+        torch.cat([p.scores for p in parts]),
+        torch.cat([p.boxes for p in parts]),
     )
 
 
-def best_distinct(masks: ScoredMasks, nms_iou: float, at_most: int) -> ScoredMasks:
-    """Keep the best masks whose boxes overlap little, by predicted IoU times stability, best first.
+def distinct(masks: ScoredMasks, nms_iou: float) -> ScoredMasks:
+    """Of masks whose boxes overlap much, keep the one with the highest predicted IoU; highest first.
 
     Parameters
     ----------
@@ -99,66 +113,52 @@ def best_distinct(masks: ScoredMasks, nms_iou: float, at_most: int) -> ScoredMas
         Equal ones keep their order.
     nms_iou : float
         Of two masks whose boxes have a greater IoU, the better stays.
-    at_most : int
-        Number of masks to keep.
-
-    Returns
-    -------
-    ScoredMasks
-        At most `at_most` masks.
     """
     from torchvision.ops import nms
 
-    quality = masks.scores[:, 0].astype(np.float64) * masks.scores[:, 1]
-    order = np.argsort(-quality, kind="stable")
+    order = masks.scores[:, 0].argsort(descending=True, stable=True)
     # Ranks instead of scores: whatever sorting nms does, ties stay in the order of their prompts.
-    ranks = torch.arange(len(order), 0, -1, dtype=torch.float64)
-    kept = nms(torch.from_numpy(masks.boxes[order]).double(), ranks, nms_iou).numpy()
-    return masks.take(order[kept[:at_most]])
+    ranks = torch.arange(len(order), 0, -1, dtype=torch.float64, device=order.device)
+    # The generator's boxes end on their last pixel, so that each is one pixel smaller than ours.
+    corners = masks.boxes[order].double() - masks.boxes.new_tensor([0, 0, 1, 1])
+    return masks.take(order[nms(corners, ranks, nms_iou)])
+
+
+def best(masks: ScoredMasks, at_most: int) -> ScoredMasks:
+    """Keep at most so many masks, by predicted IoU times stability, best first; equal ones keep their order."""
+    quality = masks.scores[:, 0].double() * masks.scores[:, 1]
+    return masks.take(quality.argsort(descending=True, stable=True)[:at_most])
 
 
 def _score_block(
-    logits: Tensor, placement: Placement, canvas_px: int, offset: float
-) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
-    """Packed masks, the three measured scores, and boxes of a few masks."""
+    logits: Tensor, predicted_iou: Tensor, placement: Placement, canvas_px: int, offset: float
+) -> ScoredMasks:
+    """Packed masks, their scores and boxes, of a few masks."""
     rows, columns = placement.slices
     upscaled = F.interpolate(logits[:, None], (canvas_px, canvas_px), mode="bilinear", align_corners=False)
     inside = upscaled[:, 0, rows, columns]
 
-    def pack(threshold: float) -> NDArray[np.uint8]:
-        canvas = np.zeros((len(logits), canvas_px, canvas_px), dtype=bool)
-        canvas[:, rows, columns] = (inside > threshold).cpu().numpy()
-        return np.packbits(canvas, axis=-1)
+    def above(threshold: float) -> Tensor:
+        canvas = torch.zeros(upscaled.shape[::2] + upscaled.shape[3:], dtype=torch.bool, device=logits.device)
+        canvas[:, rows, columns] = inside > threshold
+        return pack(canvas)
 
-    masks = pack(0)
-    stability = _area(pack(offset)) / np.maximum(_area(pack(-offset)), 1)
-    border = np.packbits(_border(placement, canvas_px), axis=-1)
-    fractions = (_area(masks) / (placement.height * placement.width), _area(masks & border) / _area(border[None]))
-    return masks, np.stack((stability, *fractions), axis=1).astype(np.float32), _boxes(masks)
-
-
-def _area(packed: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Pixels of each mask, (n,); counted on packed bits, which is many times faster than on booleans."""
-    counts: NDArray[np.int64] = np.bitwise_count(packed).sum(axis=(1, 2), dtype=np.int64)
-    return counts
+    masks = above(0)
+    stability = areas(above(offset)) / areas(above(-offset)).clamp(min=1)
+    border = pack(_border(placement, canvas_px, logits.device))[None]
+    area = areas(masks) / (placement.height * placement.width)
+    touching = areas(masks & border) / areas(border)
+    return ScoredMasks(masks, torch.stack((predicted_iou, stability, area, touching), dim=1).float(), boxes(masks))
 
 
-def _border(placement: Placement, canvas_px: int) -> NDArray[np.bool_]:
+def _coarser(span: slice, scale: float) -> slice:
+    return slice(int(span.start * scale), max(int(span.start * scale) + 1, int(span.stop * scale)))
+
+
+def _border(placement: Placement, canvas_px: int, device: torch.device) -> Tensor:
     """Outermost pixels of the image, (S, S)."""
-    edge = np.zeros((canvas_px, canvas_px), dtype=bool)
+    edge = torch.zeros((canvas_px, canvas_px), dtype=torch.bool, device=device)
     inside = edge[placement.slices]
     inside[[0, -1], :] = True
     inside[:, [0, -1]] = True
     return edge
-
-
-def _boxes(packed: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """x0, y0, x1, y1 of each mask, the last two exclusive; zeros for an empty one."""
-    columns: NDArray[np.bool_] = np.unpackbits(np.bitwise_or.reduce(packed, axis=1), axis=-1).astype(bool)
-    rows: NDArray[np.bool_] = np.bitwise_or.reduce(packed, axis=2) > 0
-    spans = []
-    for line in (columns, rows):
-        first, last = line.argmax(axis=1), line.shape[1] - line[:, ::-1].argmax(axis=1)
-        spans.append(np.where(line.any(axis=1), (first, last), 0))
-    (x0, x1), (y0, y1) = spans
-    return np.stack((x0, y0, x1, y1), axis=1).astype(np.float32)

@@ -1,11 +1,16 @@
-"""One batch of canvases through SAM2: the candidates of a point grid, and the masks of two fixed prompts."""
+"""One batch of canvases through SAM2: the candidates of a point grid, and the masks of two fixed prompts.
+
+The grid is dense, or coarse to fine: points that lie where a confident mask was found are not worth asking again, and
+the box of a mask is a better prompt than the point that found it.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 import torch
@@ -13,15 +18,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.images import Placement
-from stages.proposals.candidates import ScoredMasks, best_distinct, concatenate, no_masks, score_masks
+from stages.models.sam2 import best_of_three
+from stages.proposals.bits import unpack
+from stages.proposals.candidates import ScoredMasks, best, concatenate, distinct, no_masks, score_masks
 from stages.proposals.prompts import centre_point, content_box, point_grid
 from stages.proposals.settings import ProposalsSettings
 
 if TYPE_CHECKING:
-    from stages.models.sam2 import ImageFeatures
+    from stages.models.sam2 import Decoded, ImageFeatures
 
-INSIDE = 1
-CORNERS = (2, 3)
+INSIDE: Final = 1
+CORNERS: Final = (2, 3)
 """Labels of prompt points, as SAM2's prompt encoder numbers them."""
 
 
@@ -37,8 +44,10 @@ class PromptableModel(Protocol):
         """Encode canvases, (B, S, S, 3) uint8."""
         ...
 
-    def decode(self, features: ImageFeatures, index: int, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (P, 3, h, w) and predicted IoU (P, 3) of prompts on one image."""
+    def decode(
+        self, features: ImageFeatures, points: Tensor, labels: Tensor, wanted: Callable[[Tensor], Tensor]
+    ) -> Decoded:
+        """Wanted masks of P prompts on each image."""
         ...
 
 
@@ -58,6 +67,7 @@ class Proposer:
         self.settings = settings
         self.seconds: defaultdict[str, float] = defaultdict(float)
         """Time spent by step, since the start."""
+        self._grid = lru_cache(point_grid)
 
     def propose(
         self, canvases: Sequence[NDArray[np.uint8]], placements: Sequence[Placement]
@@ -79,43 +89,65 @@ class Proposer:
         began = time.perf_counter()
         features = self.model.encode(torch.from_numpy(np.stack(canvases)))
         self.seconds["encode"] += time.perf_counter() - began
-        for index, placement in enumerate(placements):
-            yield self._candidates(features, index, placement), self._fixed(features, index, placement)
-
-    def _candidates(self, features: ImageFeatures, index: int, placement: Placement) -> ScoredMasks:
-        """Masks of the point grid that pass both thresholds, without near duplicates."""
         s = self.settings
-        grid = point_grid(placement, s.points_per_side)
-        step = self.model.prompts_per_call
-        parts = [no_masks(s.canvas_px)]
-        for start in range(0, len(grid), step):
-            logits, predicted = self._decode(features, index, grid[start : start + step], (INSIDE,))
-            good = predicted >= s.min_predicted_iou
-            scored = self._score(logits[good], predicted[good], placement)
-            # A mask that misses the image altogether has no stability, and with min_stability 0 it would still stay.
-            parts.append(scored.take((scored.scores[:, 1] >= s.min_stability) & (scored.scores[:, 2] > 0)))
-        return best_distinct(concatenate(parts), s.nms_iou, s.max_candidates)
+        first = s.coarse_points_per_side or s.points_per_side
+        found = self._grid_masks(features, np.stack([self._grid(p, first) for p in placements]), placements)
+        if s.coarse_points_per_side:
+            found = [self._finer(features.of(i), masks, placements[i]) for i, masks in enumerate(found)]
+        middles, boxes = (np.stack([f(p) for p in placements]) for f in (centre_point, content_box))
+        at_middle = self._masks(features, middles, (INSIDE,), placements, best_of_three)
+        in_box = self._masks(features, boxes, CORNERS, placements, best_of_three)
+        for masks, *fixed in zip(found, at_middle, in_box, strict=True):
+            yield best(distinct(masks, s.nms_iou), s.max_candidates), concatenate(fixed)
 
-    def _fixed(self, features: ImageFeatures, index: int, placement: Placement) -> ScoredMasks:
-        """Mask of each fixed prompt: of its three the one with the highest predicted IoU, whatever its scores."""
-        parts = []
-        for points, labels in ((centre_point(placement), (INSIDE,)), (content_box(placement), CORNERS)):
-            logits, predicted = self._decode(features, index, points, labels)
-            best = predicted[0].argmax()[None]
-            parts.append(self._score(logits[0, best], predicted[0, best], placement))
+    def _finer(self, features: ImageFeatures, coarse: ScoredMasks, placement: Placement) -> ScoredMasks:
+        """Prompt one image again: points of the dense grid that no mask covers, then the boxes of all masks."""
+        s = self.settings
+        grid = self._grid(placement, s.points_per_side)
+        x, y = grid[:, 0].astype(int).T
+        covered = unpack(coarse.packed)[:, y, x].any(dim=0).cpu().numpy()
+        parts = [coarse]
+        if not covered.all():
+            parts += self._grid_masks(features, grid[None, ~covered], [placement])
+        regions = distinct(concatenate(parts), s.nms_iou)
+        if len(regions):
+            corners = regions.boxes.view(1, -1, 2, 2).cpu().numpy()
+            parts += self._masks(features, corners, CORNERS, [placement], self._confident, s.min_stability)
         return concatenate(parts)
 
-    def _decode(
-        self, features: ImageFeatures, index: int, points: NDArray[np.float32], labels: tuple[int, ...]
-    ) -> tuple[Tensor, Tensor]:
-        began = time.perf_counter()
-        every = torch.tensor([labels]).expand(len(points), len(labels))
-        decoded = self.model.decode(features, index, torch.from_numpy(points), every)
-        self.seconds["decode"] += time.perf_counter() - began
-        return decoded
+    def _grid_masks(
+        self, features: ImageFeatures, points: NDArray[np.float32], placements: Sequence[Placement]
+    ) -> list[ScoredMasks]:
+        """Masks of points, (B, P, 1, 2), that pass both thresholds, by image."""
+        return self._masks(features, points, (INSIDE,), placements, self._confident, self.settings.min_stability)
 
-    def _score(self, logits: Tensor, predicted: Tensor, placement: Placement) -> ScoredMasks:
-        began = time.perf_counter()
-        scored = score_masks(logits, predicted, placement, self.settings.canvas_px, self.settings.stability_offset)
-        self.seconds["score"] += time.perf_counter() - began
-        return scored
+    def _confident(self, predicted_iou: Tensor) -> Tensor:
+        return predicted_iou > self.settings.min_predicted_iou
+
+    def _masks(
+        self,
+        features: ImageFeatures,
+        points: NDArray[np.float32],
+        labels: tuple[int, ...],
+        placements: Sequence[Placement],
+        wanted: Callable[[Tensor], Tensor],
+        min_stability: float = -1.0,
+    ) -> list[ScoredMasks]:
+        """Scored masks of prompts, (B, P, n, 2), by image; a mask that misses its image is left out of candidates."""
+        s, side = self.settings, self.settings.canvas_px
+        step = max(1, self.model.prompts_per_call // len(points))
+        parts: list[list[ScoredMasks]] = [[] for _ in placements]
+        for start in range(0, points.shape[1], step):
+            block = torch.from_numpy(points[:, start : start + step])
+            began = time.perf_counter()
+            decoded = self.model.decode(features, block, torch.tensor(labels).expand(block.shape[:3]), wanted)
+            decoded_at = time.perf_counter()
+            counts = decoded.wanted.flatten(1).sum(dim=1).tolist()
+            scores = decoded.predicted_iou[decoded.wanted].split(counts)
+            for index, logits in enumerate(decoded.logits.split(counts)):
+                scored = score_masks(logits, scores[index], placements[index], side, s.stability_offset, min_stability)
+                # A mask that misses the image altogether has no stability, and with min_stability 0 it would stay.
+                parts[index].append(scored.take(scored.scores[:, 2] > 0) if min_stability >= 0 else scored)
+            self.seconds["decode"] += decoded_at - began
+            self.seconds["score"] += time.perf_counter() - decoded_at
+        return [concatenate(p) if p else no_masks(side) for p in parts]

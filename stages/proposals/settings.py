@@ -12,16 +12,18 @@ from stages.base import Settings
 class ProposalsSettings(Settings):
     """How SAM2 is prompted and which of its masks are kept.
 
-    The defaults suit `sam2-lite0-prototype` on one CPU core, see its card in `stages/models/data`. With a checkpoint of
+    The defaults suit `sam2-lite0` on one CPU core, see its card in `stages/models/data`. With a checkpoint of
     Meta's begin with those of its automatic mask generator: 32 points per side, predicted IoU 0.8, stability 0.95.
     """
 
-    model: str = "sam2-lite0-prototype"
+    model: str = "sam2-lite0"
     """Name in the registry of weights."""
     canvas_px: int = Field(default=512, ge=64, le=1024, multiple_of=64)
     """Side of the square on which masks live, in pixels."""
     points_per_side: int = Field(default=6, ge=1, le=64)
     """The grid has this number squared of point prompts over the image (never over the padding)."""
+    coarse_points_per_side: int = Field(default=0, ge=0, le=64)
+    """If not 0, such a grid comes first; then points of the full grid are prompted where no mask lies, and boxes."""
     min_predicted_iou: float = Field(default=0.5, ge=0, le=1)
     """Candidates below are dropped."""
     min_stability: float = Field(default=0.4, ge=0, le=1)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from manifests.readers import BYTES_PER_PIXEL, MAX_PIXELS, ImageSource
 from manifests.types import ArraySpec, ChunkArrays, ImageRow, ItemOutcome, StageIdentity, UnitResult
-from stages.base import StageContext, empty_arrays, read_each, status_array
+from stages.base import StageContext, ahead, empty_arrays, read_each, status_array
 from stages.images import Placement, letterbox
 from stages.models.sam2_card import DECODER_BYTES, ENCODER_BYTES_PER_PIXEL, sam2_entry, segmenter_card
 from stages.models.weights import WeightsFolder
@@ -83,8 +83,9 @@ class Proposals:
         seen = sam2_entry(s.model).image_px ** 2
         batch = self.context.batch_items * (6 * pixels + seen * ENCODER_BYTES_PER_PIXEL)
         # Packed masks are held twice while they are joined; 12 bytes a pixel while some are upscaled and compared.
-        one_image = 2 * 3 * s.points_per_side**2 * pixels // 8 + UPSCALED_TOGETHER * 12 * pixels
-        return chunk_items * row + batch + DECODER_BYTES["cpu"] + one_image + LARGEST_IMAGE_BYTES
+        masks = (self.context.batch_items + 1) * 3 * s.points_per_side**2 * pixels // 8
+        compared = UPSCALED_TOGETHER * 12 * pixels
+        return chunk_items * row + batch + DECODER_BYTES["cpu"] + masks + compared + 2 * LARGEST_IMAGE_BYTES
 
     def load(self, device: str) -> None:
         """Load SAM2.
@@ -106,16 +107,17 @@ class Proposals:
         proposer.seconds.clear()
         arrays = empty_arrays(self.outputs(), len(rows))
         outcomes: list[ItemOutcome] = []
-        reading = 0.0
-        for start in range(0, len(rows), self.context.batch_items):
-            began = time.perf_counter()
-            batch = rows[start : start + self.context.batch_items]
-            read, some = read_each(batch, lambda row: letterbox(source.read(row), self.settings.canvas_px))
-            reading += time.perf_counter() - began
+        side, size = self.settings.canvas_px, self.context.batch_items
+        batches = (rows[start : start + size] for start in range(0, len(rows), size))
+        began, waited = time.perf_counter(), 0.0
+        for read, some in ahead(lambda b: read_each(b, lambda row: letterbox(source.read(row), side)), batches):
+            waited += time.perf_counter() - began
+            first = len(outcomes)
             outcomes += some
-            _fill(arrays, proposer, {start + i: item for i, item in enumerate(read) if item is not None})
+            _fill(arrays, proposer, {first + i: item for i, item in enumerate(read) if item is not None})
+            began = time.perf_counter()
         arrays["status"] = status_array(outcomes)
-        return UnitResult(arrays, tuple(outcomes), {"read": reading} | proposer.seconds)
+        return UnitResult(arrays, tuple(outcomes), {"read": waited} | proposer.seconds)
 
     def _loaded(self) -> Proposer:
         if self.proposer is None:
@@ -131,7 +133,7 @@ def _fill(
         return
     canvases, placements = zip(*ready.values(), strict=True)
     for row, (candidates, fixed) in zip(ready, proposer.propose(canvases, placements), strict=True):
-        arrays["candidates"][row, : len(candidates)] = candidates.packed
-        arrays["candidate_scores"][row, : len(candidates)] = candidates.scores
-        arrays["fixed"][row], arrays["fixed_scores"][row] = fixed.packed, fixed.scores
+        arrays["candidates"][row, : len(candidates)] = candidates.packed.cpu()
+        arrays["candidate_scores"][row, : len(candidates)] = candidates.scores.cpu()
+        arrays["fixed"][row], arrays["fixed_scores"][row] = fixed.packed.cpu(), fixed.scores.cpu()
         arrays["placement"][row] = ready[row][1].array()

@@ -1,4 +1,4 @@
-"""SAM2 as it is loaded here: the package's own predictor, the shipped prototype, and Meta's file format."""
+"""SAM2 as it is loaded here: the package's own predictor, the shipped model, and Meta's file format."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from manifests.errors import WeightsError
 from stages.base import StageContext
 from stages.images import Placement
 from stages.models import weights
-from stages.models.sam2 import Segmenter, load_segmenter
+from stages.models.sam2 import Segmenter, best_of_three, load_segmenter
 from stages.models.weights import WeightsFolder
 from stages.proposals.propose import Proposer
 from stages.proposals.settings import ProposalsSettings
@@ -36,8 +36,8 @@ def tiny() -> Segmenter:
 
 
 @pytest.fixture(scope="module")
-def prototype() -> Segmenter:
-    return load_segmenter("sam2-lite0-prototype", "cpu")
+def embedded() -> Segmenter:
+    return load_segmenter("sam2-lite0", "cpu")
 
 
 @pytest.fixture
@@ -68,9 +68,8 @@ def phantom(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 def best_mask(segmenter: Segmenter, image: np.ndarray, points: list, labels: list) -> np.ndarray:
     features = segmenter.encode(torch.from_numpy(image[None]))
-    logits, predicted = segmenter.decode(features, 0, torch.tensor([points]), torch.tensor([labels]))
-    best = logits[:, predicted[0].argmax()][:, None]
-    return (F.interpolate(best, (S, S), mode="bilinear")[0, 0] > 0).numpy()
+    logits, _, _ = segmenter.decode(features, torch.tensor([[points]]), torch.tensor([[labels]]), best_of_three)
+    return (F.interpolate(logits[None], (S, S), mode="bilinear")[0, 0] > 0).numpy()
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:
@@ -85,9 +84,9 @@ def test_one_click_equals_the_predictor_of_the_package(tiny, predictor, side) ->
         np.array([[side * 0.7, side * 0.4]]), np.array([1]), return_logits=True
     )
     features = tiny.encode(torch.from_numpy(image[None]))
-    logits, found_iou = tiny.decode(features, 0, torch.tensor([[[side * 0.7, side * 0.4]]]), torch.tensor([[1]]))
-    np.testing.assert_allclose(found_iou[0], expected_iou, atol=1e-6)
-    np.testing.assert_allclose(logits[0], expected, atol=1e-5 * np.abs(expected).max())
+    logits, found_iou, _ = tiny.decode(features, torch.tensor([[[[side * 0.7, side * 0.4]]]]), torch.tensor([[[1]]]))
+    np.testing.assert_allclose(found_iou[0, 0], expected_iou, atol=1e-6)
+    np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_box_equals_the_predictor_of_the_package(tiny, predictor) -> None:
@@ -95,19 +94,35 @@ def test_box_equals_the_predictor_of_the_package(tiny, predictor) -> None:
     predictor.set_image(image)
     _, expected_iou, expected = predictor.predict(box=np.array([40, 60, 300, 420]), return_logits=True)
     features = tiny.encode(torch.from_numpy(image[None]))
-    corners = torch.tensor([[[40.0, 60.0], [300.0, 420.0]]])
-    logits, found_iou = tiny.decode(features, 0, corners, torch.tensor([[2, 3]]))
-    np.testing.assert_allclose(found_iou[0], expected_iou, atol=1e-6)
-    np.testing.assert_allclose(logits[0], expected, atol=1e-5 * np.abs(expected).max())
+    corners = torch.tensor([[[[40.0, 60.0], [300.0, 420.0]]]])
+    logits, found_iou, _ = tiny.decode(features, corners, torch.tensor([[[2, 3]]]))
+    np.testing.assert_allclose(found_iou[0, 0], expected_iou, atol=1e-6)
+    np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_prompts_of_one_call_equal_one_prompt_a_call(tiny) -> None:
+def test_images_and_prompts_of_one_call_equal_one_prompt_a_call(tiny) -> None:
     features = tiny.encode(torch.from_numpy(np.stack([noise(1, TINY_PX), noise(2, TINY_PX)])))
-    points = torch.rand(7, 1, 2, generator=torch.Generator().manual_seed(0)) * TINY_PX
-    together, _ = tiny.decode(features, 1, points, torch.ones(7, 1))
-    alone = torch.cat([tiny.decode(features, 1, p[None], torch.ones(1, 1))[0] for p in points])
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
-    assert together.std(dim=0).max() > 1e-4
+    points = torch.rand(2, 7, 1, 2, generator=torch.Generator().manual_seed(0)) * TINY_PX
+    together, predicted, _ = tiny.decode(features, points, torch.ones(2, 7, 1))
+    one_by_one = [
+        tiny.decode(features.of(i), points[i, p].view(1, 1, 1, 2), torch.ones(1, 1, 1))
+        for i in range(2)
+        for p in range(7)
+    ]
+    torch.testing.assert_close(together, torch.cat([one.logits for one in one_by_one]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(predicted.flatten(0, 1), torch.cat([one.predicted_iou[0] for one in one_by_one]))
+    assert together.view(2, 7, 3, -1).std(dim=1).max() > 1e-4
+
+
+def test_only_wanted_masks_are_made_and_they_are_the_same(tiny) -> None:
+    features = tiny.encode(torch.from_numpy(np.stack([noise(1, TINY_PX), noise(2, TINY_PX)])))
+    points = torch.rand(2, 5, 1, 2, generator=torch.Generator().manual_seed(0)) * TINY_PX
+    wanted = torch.rand(2, 5, 3, generator=torch.Generator().manual_seed(1)) > 0.7
+    every = tiny.decode(features, points, torch.ones(2, 5, 1)).logits.view(2, 5, 3, 64, 64)
+    some = tiny.decode(features, points, torch.ones(2, 5, 1), lambda _: wanted)
+    assert 0 < len(some.logits) == wanted.sum() < 30
+    torch.testing.assert_close(some.logits, every[wanted], rtol=1e-4, atol=1e-5)
+    assert not len(tiny.decode(features, points, torch.ones(2, 5, 1), lambda q: q > 2).logits)
 
 
 def test_untrained_model_says_so_and_is_always_the_same(tiny, caplog) -> None:
@@ -136,30 +151,30 @@ def test_points_outside_the_canvas_are_refused(tiny) -> None:
     features = tiny.encode(torch.zeros(1, TINY_PX, TINY_PX, 3, dtype=torch.uint8))
     for x in (-1.0, TINY_PX + 1.0, float("nan")):
         with pytest.raises(ValueError, match=r"in 0\.\.256"):
-            tiny.decode(features, 0, torch.tensor([[[x, 5.0]]]), torch.ones(1, 1))
+            tiny.decode(features, torch.tensor([[[[x, 5.0]]]]), torch.ones(1, 1, 1))
 
 
-def test_prototype_segments_a_phantom_from_a_click_and_from_a_box(prototype) -> None:
+def test_embedded_model_segments_a_phantom_from_a_click_and_from_a_box(embedded) -> None:
     image, lesion = phantom()
     (cx, cy), (a, b) = LESION
-    assert iou(best_mask(prototype, image, [[float(cx), float(cy)]], [1]), lesion) > 0.75
+    assert iou(best_mask(embedded, image, [[float(cx), float(cy)]], [1]), lesion) > 0.75
     corners = [[float(cx - a), float(cy - b)], [float(cx + a), float(cy + b)]]
-    assert iou(best_mask(prototype, image, corners, [2, 3]), lesion) > 0.75
+    assert iou(best_mask(embedded, image, corners, [2, 3]), lesion) > 0.75
 
 
-def test_proposals_of_the_phantom_hold_its_lesion(prototype) -> None:
+def test_proposals_of_the_phantom_hold_its_lesion(embedded) -> None:
     image, lesion = phantom()
-    proposer = Proposer(prototype, ProposalsSettings())
+    proposer = Proposer(embedded, ProposalsSettings())
     candidates, fixed = next(proposer.propose([image], [Placement(0, 0, S, S)]))
     masks = np.unpackbits(candidates.packed, axis=-1).astype(bool)
     assert max(iou(m, lesion) for m in masks) > 0.75
     assert len(fixed) == 2
 
 
-def test_batch_size_changes_no_mask(prototype) -> None:
+def test_batch_size_changes_no_mask(embedded) -> None:
     images = [phantom(seed)[0] for seed in range(4)]
     placements = [Placement(0, 0, S, S)] * 4
-    proposer = Proposer(prototype, ProposalsSettings(points_per_side=2))
+    proposer = Proposer(embedded, ProposalsSettings(points_per_side=2))
     together = list(proposer.propose(images, placements))
     alone = [next(proposer.propose([i], [p])) for i, p in zip(images, placements, strict=True)]
     for (a, fixed_a), (b, fixed_b) in zip(together, alone, strict=True):
@@ -170,9 +185,9 @@ def test_batch_size_changes_no_mask(prototype) -> None:
             assert all(iou(x, y) >= 0.999 for x, y in zip(*masks, strict=True))
 
 
-def test_card_is_known_without_loading_and_pins_every_file(prototype) -> None:
+def test_card_is_known_without_loading_and_pins_every_file(embedded) -> None:
     card = Proposals(ProposalsSettings(), StageContext()).attributes()["card"]
-    assert card == prototype.card
+    assert card == embedded.card
     assert len(card["weights"]) == 2
 
 
@@ -182,7 +197,7 @@ def test_altered_shipped_file_is_refused(tmp_path, monkeypatch) -> None:
         copy.write_bytes(copy.read_bytes()[:-4] + b"\0\0\1\0")
     monkeypatch.setattr(weights, "SHIPPED", tmp_path)
     with pytest.raises(WeightsError, match="was altered"):
-        load_segmenter("sam2-lite0-prototype", "cpu")
+        load_segmenter("sam2-lite0", "cpu")
 
 
 @pytest.mark.slow

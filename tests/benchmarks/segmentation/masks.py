@@ -55,15 +55,13 @@ def prompted(model: Segmenter, case: Case, settings: ProposalsSettings) -> Itera
     side = settings.canvas_px
     features = model.encode(torch.from_numpy(case.canvas[None]))
     for prompt, points, labels in zip(PROMPTS, (case.clicks(), case.boxes()), ((INSIDE,), CORNERS), strict=True):
-        every = torch.tensor([labels]).expand(len(points), len(labels))
-        logits, predicted = model.decode(features, 0, torch.from_numpy(points), every)
-        masks = score_masks(
-            logits.flatten(0, 1), predicted.flatten(), case.placement, side, settings.stability_offset
-        ).packed
-        yield Answer(prompt, masks.reshape(-1, 3, side, side // 8), predicted.cpu().numpy())
+        every = torch.tensor(labels).expand(1, len(points), len(labels))
+        logits, predicted, _ = model.decode(features, torch.from_numpy(points)[None], every)
+        masks = score_masks(logits, predicted.flatten(), case.placement, side, settings.stability_offset).packed
+        yield Answer(prompt, masks.numpy().reshape(-1, 3, side, side // 8), predicted[0].numpy())
 
 
 def proposals_of(model: Segmenter, settings: ProposalsSettings, case: Case) -> ImageProposals:
     """Return what the proposals stage would store of one image."""
     candidates, fixed = next(Proposer(model, settings).propose([case.canvas], [case.placement]))
-    return ImageProposals(candidates.packed, candidates.scores, fixed.packed, fixed.scores)
+    return ImageProposals(*(t.numpy() for t in (candidates.packed, candidates.scores, fixed.packed, fixed.scores)))

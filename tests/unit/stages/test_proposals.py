@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from manifests.errors import WeightsError
@@ -16,7 +17,9 @@ from manifests.readers import ImageSource
 from manifests.types import ImageRow, Split, Status, UnitResult
 from stages.base import StageContext
 from stages.images import Placement, content, place
-from stages.proposals.candidates import ScoredMasks, best_distinct, score_masks
+from stages.models.sam2 import Decoded
+from stages.proposals import bits
+from stages.proposals.candidates import ScoredMasks, best, distinct, score_masks
 from stages.proposals.prompts import centre_point, content_box, point_grid
 from stages.proposals.propose import Proposer
 from stages.proposals.settings import ProposalsSettings
@@ -43,12 +46,14 @@ class Discs:
         self.batch = len(images)
         return Features(images)
 
-    def decode(self, features, index, points, labels):
+    def decode(self, features, points, labels, wanted):
         self.calls.append(tuple(labels.shape))
         at = (torch.arange(CELLS) + 0.5) * S / CELLS
-        distance = (at - points[:, 0, 0, None, None]) ** 2 + (at[:, None] - points[:, 0, 1, None, None]) ** 2
-        logits = torch.tensor(self.radii).view(1, 3, 1, 1) - distance[:, None].sqrt()
-        return logits, torch.tensor(self.predicted).expand(len(points), 3)
+        x, y = points[..., 0, :, None, None].unbind(dim=2)
+        distance = (at - x) ** 2 + (at[:, None] - y) ** 2
+        logits = torch.tensor(self.radii).view(1, 1, 3, 1, 1) - distance[:, :, None].sqrt()
+        predicted = torch.tensor(self.predicted).expand(*points.shape[:2], 3)
+        return Decoded(logits[wanted(predicted)], predicted, wanted(predicted))
 
 
 def row(root: Path, name: str, number: int, size: tuple[int, int] = (S, S)) -> ImageRow:
@@ -68,7 +73,7 @@ def run(rows, root: Path, model: Discs, settings=SETTINGS, batch_items=2) -> Uni
 
 
 def unpack(packed):
-    return np.unpackbits(packed, axis=-1).astype(bool)
+    return np.unpackbits(np.asarray(packed), axis=-1).astype(bool)
 
 
 def test_grid_lies_in_the_image_and_never_in_the_padding() -> None:
@@ -96,7 +101,7 @@ def test_scores_of_a_mask_match_those_counted_by_hand() -> None:
     placement = Placement(16, 0, 32, 64)
     ramp = (torch.arange(S) - 31.5).expand(1, S, S)
     found = score_masks(ramp.clone(), torch.tensor([0.8]), placement, S, stability_offset=4.0)
-    predicted, stability, area, border = found.scores[0]
+    predicted, stability, area, border = found.scores[0].numpy()
     assert (predicted, area) == (np.float32(0.8), 0.5)
     assert stability == np.float32(28 / 36)
     assert border == pytest.approx((32 + 32 + 30) / (2 * 64 + 2 * 30))
@@ -125,26 +130,53 @@ def test_stability_is_that_of_the_sam2_package() -> None:
 
 
 def masks_at(boxes, quality) -> ScoredMasks:
-    scores = np.array([[q, 1, 0.1, 0] for q in quality], np.float32)
-    packed = np.arange(len(boxes), dtype=np.uint8)[:, None, None]
-    return ScoredMasks(packed, scores, np.array(boxes, np.float32))
+    scores = torch.tensor([[q, 1, 0.1, 0] for q in quality])
+    packed = torch.arange(len(boxes), dtype=torch.uint8)[:, None, None]
+    return ScoredMasks(packed, scores, torch.tensor(boxes, dtype=torch.float32))
 
 
 def test_of_two_overlapping_masks_the_better_stays() -> None:
     masks = masks_at([[0, 0, 10, 10], [0, 0, 10, 9], [30, 30, 40, 40]], [0.5, 0.6, 0.4])
-    assert best_distinct(masks, 0.7, 10).packed.ravel().tolist() == [1, 2]
-    assert best_distinct(masks, 0.95, 10).packed.ravel().tolist() == [1, 0, 2]
+    assert distinct(masks, 0.7).packed.ravel().tolist() == [1, 2]
+    assert distinct(masks, 0.95).packed.ravel().tolist() == [1, 0, 2]
 
 
 def test_ties_are_broken_by_the_order_of_the_prompts() -> None:
     masks = masks_at([[10 * i, 0, 10 * i + 9, 9] for i in range(40)] + [[0, 0, 9, 9]], [0.5] * 41)
-    assert best_distinct(masks, 0.7, 50).packed.ravel().tolist() == list(range(40))
+    assert distinct(masks, 0.7).packed.ravel().tolist() == list(range(40))
+    assert best(masks, 3).packed.ravel().tolist() == [0, 1, 2]
 
 
-def test_quality_is_predicted_iou_times_stability() -> None:
+def test_best_are_those_of_predicted_iou_times_stability() -> None:
     masks = masks_at([[0, 0, 9, 9], [20, 0, 29, 9]], [0.9, 0.6])
-    masks.scores[:, 1] = 0.5, 0.9
-    assert best_distinct(masks, 0.7, 1).packed.ravel().tolist() == [1]
+    masks.scores[:, 1] = torch.tensor([0.5, 0.9])
+    assert best(masks, 1).packed.ravel().tolist() == [1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_masks_are_filtered_as_if_all_had_been_upscaled(seed) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = F.interpolate(torch.randn(64, 1, 6, 6, generator=generator) * 3, (CELLS, CELLS), mode="bicubic")[:, 0]
+    placement = Placement(8, 0, 48, 64)
+    every = score_masks(logits, torch.rand(64, generator=generator), placement, S, 1.0)
+    expected = every.take(every.scores[:, 1] >= 0.6)
+    found = score_masks(logits, every.scores[:, 0], placement, S, 1.0, min_stability=0.6)
+    assert 0 < len(found) < 64
+    assert torch.equal(found.packed, expected.packed)
+    assert torch.equal(found.scores, expected.scores)
+
+
+def test_bits_are_counted_alike_on_every_device(monkeypatch) -> None:
+    masks = torch.rand(5, S, S, generator=torch.Generator().manual_seed(0)) > 0.98
+    masks[1], masks[2] = False, True
+    packed = bits.pack(masks)
+    assert torch.equal(bits.unpack(packed), masks)
+    expected = bits.areas(packed), bits.boxes(packed)
+    assert torch.equal(expected[0], masks.sum(dim=(1, 2)))
+    monkeypatch.setattr(bits, "HAS_NUMPY", frozenset())
+    assert torch.equal(bits.pack(masks), packed)
+    assert torch.equal(bits.areas(packed), expected[0])
+    assert torch.equal(bits.boxes(packed), expected[1])
 
 
 def test_thresholds_and_limit_decide_what_is_kept(tmp_path) -> None:
