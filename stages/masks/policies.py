@@ -2,7 +2,8 @@
 
 All are functions of one image's stored proposals, so a changed rule never runs SAM2 again. None sees a label. The
 paper (MedFocusCLIP, arXiv 2501.03839) does not say how an unprompted SAM2 gives one mask; `union` is our reading of
-its figures, `center` and `box` are the fixed prompts of the related work.
+its figures, `center` and `box` are the fixed prompts of the related work, `clip-rank` is that of SaLIP (arXiv
+2404.06362) without its tuning, and `saliency` is what most proposals agree on.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ PREDICTED_IOU, STABILITY, AREA_FRACTION, BORDER_FRACTION = range(4)
 """Columns of the score arrays."""
 CENTER, BOX = range(2)
 """Rows of `fixed`."""
+NAN = float("nan")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,8 @@ class ImageProposals:
     """(2, S, S/8): mask of a point at the image's centre, mask of a box around the whole image."""
     fixed_scores: NDArray[np.float32]
     """(2, 4), the same columns."""
+    similarity: NDArray[np.float32] | None = None
+    """(K,), similarity of each candidate's crop to the prompts of `clip-rank`; None for other policies."""
 
 
 class Chosen(NamedTuple):
@@ -44,6 +48,10 @@ class Chosen(NamedTuple):
     """(S, S)."""
     score: float
     """Mean of predicted IoU times stability over the proposals used; NaN if none was."""
+    stability: float
+    """Mean stability over the proposals used; NaN if none was."""
+    margin: float
+    """How clear the choice was, in the policy's own measure; NaN where nothing was chosen between."""
 
 
 class Final(NamedTuple):
@@ -80,21 +88,36 @@ def usable(scores: NDArray[np.float32], settings: MasksSettings) -> NDArray[np.b
 
 def union(proposals: ImageProposals, settings: MasksSettings) -> Chosen:
     """Everything that any usable candidate covers."""
-    kept = usable(proposals.candidate_scores, settings)
-    if not kept.any():
-        return _nothing(proposals.candidates)
-    covered = np.bitwise_or.reduce(proposals.candidates[kept], axis=0)
-    return Chosen(_unpack(covered), float(_quality(proposals.candidate_scores[kept]).mean()))
+    return _together(proposals, usable(proposals.candidate_scores, settings))
 
 
 def top1(proposals: ImageProposals, settings: MasksSettings) -> Chosen:
-    """The usable candidate with the best predicted IoU times stability; the first of equals."""
+    """The usable candidate with the best predicted IoU times stability; the margin is its lead over the next."""
+    return _best(proposals, _quality(proposals.candidate_scores), 1, settings)
+
+
+def clip_rank(proposals: ImageProposals, settings: MasksSettings) -> Chosen:
+    """The `clip_top` usable candidates that CLIP finds most like a lesion or an organ; the margin is as in `top1`."""
+    if proposals.similarity is None:
+        raise ValueError("similarity: clip-rank needs the similarity of every candidate")
+    return _best(proposals, proposals.similarity, settings.clip_top, settings)
+
+
+def saliency(proposals: ImageProposals, settings: MasksSettings) -> Chosen:
+    """Where usable candidates agree: pixels with at least half the weight of the pixel that most of them cover.
+
+    A candidate's weight is its predicted IoU times stability. The margin is the mean share of the weight inside the
+    mask minus that in the rest of what any candidate covers.
+    """
     kept = usable(proposals.candidate_scores, settings)
     if not kept.any():
         return _nothing(proposals.candidates)
-    quality = np.where(kept, _quality(proposals.candidate_scores), -np.inf)
-    best = int(quality.argmax())
-    return Chosen(_unpack(proposals.candidates[best]), float(quality[best]))
+    weights = _quality(proposals.candidate_scores[kept])
+    share = np.tensordot(weights / weights.sum(), _unpack(proposals.candidates[kept]).astype(np.float32), axes=1)
+    mask = share >= share.max() / 2
+    rest = (share > 0) & ~mask
+    margin = float(share[mask].mean() - share[rest].mean()) if rest.any() else NAN
+    return Chosen(mask, float(weights.mean()), float(proposals.candidate_scores[kept, STABILITY].mean()), margin)
 
 
 def center(proposals: ImageProposals, _settings: MasksSettings) -> Chosen:
@@ -110,6 +133,8 @@ def box(proposals: ImageProposals, _settings: MasksSettings) -> Chosen:
 FROM_PROPOSALS: Mapping[str, Callable[[ImageProposals, MasksSettings], Chosen]] = {
     "union": union,
     "top1": top1,
+    "clip-rank": clip_rank,
+    "saliency": saliency,
     "center": center,
     "box": box,
 }
@@ -144,6 +169,14 @@ def finish(mask: NDArray[np.bool_], placement: Placement, settings: MasksSetting
     return Final(inside, area, "", "")
 
 
+def border_fraction(mask: NDArray[np.bool_], placement: Placement) -> float:
+    """Share of the image's outermost pixels that a mask covers, 0..1."""
+    inside = mask[placement.slices]
+    edge = np.ones(inside.shape, dtype=bool)
+    edge[1:-1, 1:-1] = False
+    return float(inside[edge].mean())
+
+
 def whole_image(whole: NDArray[np.bool_], reason: str = "", detail: str = "") -> Final:
     """The mask that covers all of the image, by policy or, with a reason, instead of a useless one."""
     return Final(whole, 1.0, reason, detail)
@@ -153,12 +186,31 @@ def _quality(scores: NDArray[np.float32]) -> NDArray[np.float32]:
     return scores[..., PREDICTED_IOU] * scores[..., STABILITY]
 
 
+def _best(proposals: ImageProposals, order: NDArray[np.float32], n: int, settings: MasksSettings) -> Chosen:
+    """Union of the n usable candidates that come first by a measure; the first of equals."""
+    kept = usable(proposals.candidate_scores, settings)
+    ranked = np.argsort(-np.where(kept, order, -np.inf), kind="stable")[: int(kept.sum())]
+    taken = np.zeros(len(kept), dtype=bool)
+    taken[ranked[:n]] = True
+    margin = float(order[ranked[n - 1]] - order[ranked[n]]) if len(ranked) > n else NAN
+    return _together(proposals, taken)._replace(margin=margin)
+
+
+def _together(proposals: ImageProposals, taken: NDArray[np.bool_]) -> Chosen:
+    if not taken.any():
+        return _nothing(proposals.candidates)
+    scores = proposals.candidate_scores[taken]
+    covered = np.bitwise_or.reduce(proposals.candidates[taken], axis=0)
+    return Chosen(_unpack(covered), float(_quality(scores).mean()), float(scores[:, STABILITY].mean()), NAN)
+
+
 def _fixed(proposals: ImageProposals, prompt: int) -> Chosen:
-    return Chosen(_unpack(proposals.fixed[prompt]), float(_quality(proposals.fixed_scores[prompt])))
+    scores = proposals.fixed_scores[prompt]
+    return Chosen(_unpack(proposals.fixed[prompt]), float(_quality(scores)), float(scores[STABILITY]), NAN)
 
 
 def _nothing(candidates: NDArray[np.uint8]) -> Chosen:
-    return Chosen(np.zeros((candidates.shape[1], candidates.shape[2] * 8), dtype=bool), float("nan"))
+    return Chosen(np.zeros((candidates.shape[1], candidates.shape[2] * 8), dtype=bool), NAN, NAN, NAN)
 
 
 def _unpack(packed: NDArray[np.uint8]) -> NDArray[np.bool_]:

@@ -6,9 +6,10 @@ BUSI's class `normal` are all black, and every image of that class, and no other
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,14 +27,30 @@ from manifests.types import (
 )
 from stages.base import StageContext, empty_arrays, read_each, status_array
 from stages.images import Placement, composite, content, letterbox
-from stages.masks.policies import FROM_PROPOSALS, Final, ImageProposals, finish, whole_image
+from stages.masks.policies import (
+    FROM_PROPOSALS,
+    Final,
+    ImageProposals,
+    border_fraction,
+    finish,
+    usable,
+    whole_image,
+)
 from stages.masks.settings import MasksSettings
+from stages.models.weights import WeightsFolder
+
+if TYPE_CHECKING:
+    from stages.masks.ranking import Ranker
 
 NAN = float("nan")
 MOST_CANDIDATES = 256
 """Upper limit of `proposals.max_candidates`."""
 LARGEST_IMAGE_BYTES = MAX_PIXELS * (BYTES_PER_PIXEL + 3)
 """One image of the readers' limit, as decoded and as RGB."""
+
+
+LEDGER = ("candidates", "usable", "border_fraction", "stability", "margin")
+"""Columns of the ledger: how many proposals there were and how many could be used, then what was chosen."""
 
 
 class _Item(NamedTuple):
@@ -43,10 +60,11 @@ class _Item(NamedTuple):
     masked_image: NDArray[np.uint8]
     score: float
     placement: Placement
+    ledger: tuple[float, ...]
 
 
 class Masks:
-    """Turn one chunk of images into masks and masked images, on the CPU.
+    """Turn one chunk of images into masks and masked images.
 
     Parameters
     ----------
@@ -57,11 +75,12 @@ class Masks:
     """
 
     name: ClassVar[str] = "masks"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def __init__(self, settings: MasksSettings, context: StageContext) -> None:
         self.settings = settings
         self.context = context
+        self.ranker: Ranker | None = None
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -69,25 +88,35 @@ class Masks:
         return ("proposals",) if self.settings.policy in FROM_PROPOSALS else ()
 
     def identity(self) -> StageIdentity:
-        """All settings and the proposals' fingerprint."""
+        """The settings that the policy uses, the proposals' fingerprint, and the digests of the ranking model.
+
+        Raises
+        ------
+        WeightsError
+            If the policy ranks by a model that is unknown, or whose file was not added.
+        """
         upstream = {name: self.context.upstream[name] for name in self.inputs}
-        return StageIdentity(self.name, self.version, self.settings.model_dump(mode="json"), upstream=upstream)
+        others = () if self._ranks else ("clip_model", "clip_prompts", "clip_top")
+        settings = self.settings.model_dump(mode="json", exclude=set(others))
+        weights = WeightsFolder().digests(self.settings.clip_model) if self._ranks else {}
+        return StageIdentity(self.name, self.version, settings, weights, upstream=upstream)
 
     def outputs(self) -> tuple[ArraySpec, ...]:
-        """Mask, masked image, score, area as a share of the image, placement in the canvas, status."""
+        """Mask, masked image, score, area as a share of the image, ledger, placement in the canvas, status."""
         side = self.settings.canvas_px
         return (
             ArraySpec("mask", (side, side), "bool", ("y", "x"), per_item=True),
             ArraySpec("masked_image", (side, side, 3), "uint8", ("y", "x", "channel"), per_item=True),
             ArraySpec("score", (), "float32", fill=NAN),
             ArraySpec("area_fraction", (), "float32", fill=NAN),
+            ArraySpec("ledger", (len(LEDGER),), "float32", ("measure",), NAN),
             ArraySpec("placement", (4,), "int32", ("side",)),
             ArraySpec("status", (), "uint8"),
         )
 
     def attributes(self) -> Mapping[str, Any]:
         """Policy and compositing, for readers of the store."""
-        return {"policy": self.settings.policy, "compositing": self.settings.compositing}
+        return {"policy": self.settings.policy, "compositing": self.settings.compositing, "ledger": list(LEDGER)}
 
     def projected_bytes(self, chunk_items: int) -> int:
         """Results and upstream candidates of the chunk, and one large image while it is scaled."""
@@ -96,7 +125,17 @@ class Masks:
         return chunk_items * (4 * pixels + from_upstream) + LARGEST_IMAGE_BYTES
 
     def load(self, device: str) -> None:
-        """There is no model to load."""
+        """Load the model of `clip-rank`; the other policies have none.
+
+        Raises
+        ------
+        WeightsError
+            If weights are missing, altered or of another architecture.
+        """
+        if self._ranks:
+            from stages.masks.ranking import Ranker
+
+            self.ranker = Ranker(self.settings, device)
 
     def process(self, rows: Sequence[ImageRow], source: ImageSource, upstream: Mapping[str, ChunkArrays]) -> UnitResult:
         """Compute one chunk; an image that cannot be read, or failed upstream, is a failed row.
@@ -145,25 +184,38 @@ class Masks:
         expect_array("proposals.fixed_scores", proposals["fixed_scores"], (n_items, 2, 4), "float32")
         return proposals
 
+    @property
+    def _ranks(self) -> bool:
+        return self.settings.policy == "clip-rank"
+
     def _item(self, row: ImageRow, source: ImageSource, proposals: ChunkArrays | None, index: int) -> _Item:
         canvas, placement = letterbox(source.read(row), self.settings.canvas_px)
+        counts, chosen = (NAN, NAN), None
         if proposals is not None:
-            final, score = self._from_proposals(proposals, index, placement)
+            of_image = self._proposals(proposals, index, placement)
+            if self.ranker is not None:
+                similarity = self.ranker.similarity(canvas, of_image, placement)
+                of_image = dataclasses.replace(of_image, similarity=similarity)
+            chosen = FROM_PROPOSALS[self.settings.policy](of_image, self.settings)
+            final = finish(chosen.mask, placement, self.settings)
+            scores = of_image.candidate_scores
+            counts = float((~np.isnan(scores[:, 0])).sum()), float(usable(scores, self.settings).sum())
         elif self.settings.policy == "supplied":
-            final, score = self._supplied(row, source, placement), 1.0
+            final = self._supplied(row, source, placement)
         else:
-            final, score = whole_image(content(placement, self.settings.canvas_px)), 1.0
+            final = whole_image(content(placement, self.settings.canvas_px))
         masked_image = composite(canvas, final.mask, self.settings.compositing, placement)
-        return _Item(final, masked_image, NAN if final.reason else score, placement)
+        stability, margin = (chosen.stability, chosen.margin) if chosen else (NAN, NAN)
+        ledger = (*counts, border_fraction(final.mask, placement), stability, margin)
+        score = chosen.score if chosen else 1.0
+        return _Item(final, masked_image, NAN if final.reason else score, placement, ledger)
 
-    def _from_proposals(self, proposals: ChunkArrays, index: int, placement: Placement) -> tuple[Final, float]:
+    def _proposals(self, proposals: ChunkArrays, index: int, placement: Placement) -> ImageProposals:
         stored = Placement.of(proposals["placement"][index])
         if stored != placement:
             raise ValueError(f"proposals.placement: expected {placement}, got {stored}")
         names = ("candidates", "candidate_scores", "fixed", "fixed_scores")
-        of_image = ImageProposals(*(proposals[name][index] for name in names))
-        chosen = FROM_PROPOSALS[self.settings.policy](of_image, self.settings)
-        return finish(chosen.mask, placement, self.settings), chosen.score
+        return ImageProposals(*(proposals[name][index] for name in names))
 
     def _supplied(self, row: ImageRow, source: ImageSource, placement: Placement) -> Final:
         if not row.mask_path:
@@ -178,4 +230,5 @@ def _store(arrays: dict[str, NDArray[Any]], index: int, item: _Item) -> None:
     arrays["masked_image"][index] = item.masked_image
     arrays["score"][index] = item.score
     arrays["area_fraction"][index] = item.final.area_fraction
+    arrays["ledger"][index] = item.ledger
     arrays["placement"][index] = item.placement.array()

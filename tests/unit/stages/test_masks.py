@@ -12,7 +12,7 @@ from PIL import Image
 
 from manifests.errors import ReadError
 from manifests.readers import ImageSource
-from manifests.types import ImageRow, Split, Status, UnitResult
+from manifests.types import ImageRow, Split, StageIdentity, Status, UnitResult
 from stages.base import StageContext
 from stages.images import content, letterbox, place
 from stages.masks.policies import FROM_PROPOSALS, ImageProposals, finish, usable
@@ -101,9 +101,10 @@ GOOD = proposals((0.9, 0.8, 0.03, 0.0), (0.7, 1.0, 0.03, 0.0), (0.6, 0.9, 0.12, 
 
 
 def test_union_covers_every_usable_candidate() -> None:
-    mask, score = FROM_PROPOSALS["union"](GOOD, MasksSettings())
-    assert (mask == (A | B | C)).all()
-    assert score == pytest.approx((0.72 + 0.7 + 0.54) / 3)
+    chosen = FROM_PROPOSALS["union"](GOOD, MasksSettings())
+    assert (chosen.mask == (A | B | C)).all()
+    assert chosen.score == pytest.approx((0.72 + 0.7 + 0.54) / 3)
+    assert chosen.stability == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize(
@@ -117,9 +118,49 @@ def test_tiny_full_border_and_absent_candidates_are_not_used(worse: tuple[float,
 
 def test_top1_takes_the_best_product_among_usable_candidates() -> None:
     of_image = proposals((0.9, 0.5, 0.03, 0.0), (0.7, 0.7, 0.03, 0.0), (1.0, 1.0, 0.95, 0.0))
-    mask, score = FROM_PROPOSALS["top1"](of_image, MasksSettings())
-    assert (mask == B).all()
-    assert score == pytest.approx(0.49)
+    chosen = FROM_PROPOSALS["top1"](of_image, MasksSettings())
+    assert (chosen.mask == B).all()
+    assert chosen.score == pytest.approx(0.49)
+    assert chosen.margin == pytest.approx(0.04)
+
+
+def test_only_usable_candidate_has_no_margin() -> None:
+    assert np.isnan(FROM_PROPOSALS["top1"](proposals((0.9, 0.5, 0.03, 0.0)), MasksSettings()).margin)
+
+
+def test_saliency_is_where_most_of_the_weight_agrees() -> None:
+    of_image = proposals((0.9, 0.9, 0.03, 0.0), (0.9, 0.9, 0.03, 0.0), (0.3, 0.5, 0.12, 0.1))
+    chosen = FROM_PROPOSALS["saliency"](of_image, MasksSettings())
+    assert (chosen.mask == (A | B)).all()
+    assert chosen.margin > 0
+    weak = proposals((0.9, 0.9, 0.03, 0.0), (0.4, 0.5, 0.03, 0.0))
+    assert (FROM_PROPOSALS["saliency"](weak, MasksSettings()).mask == A).all()
+    assert not FROM_PROPOSALS["saliency"](proposals(ABSENT), MasksSettings()).mask.any()
+
+
+def test_clip_rank_takes_the_most_similar_usable_candidates() -> None:
+    similar = replace(GOOD, similarity=np.array([0.1, 0.3, 0.2], np.float32))
+    one, two = (FROM_PROPOSALS["clip-rank"](similar, MasksSettings(clip_top=n)) for n in (1, 2))
+    assert (one.mask == B).all()
+    assert (two.mask == (B | C)).all()
+    assert (one.margin, two.margin) == (pytest.approx(0.1), pytest.approx(0.1))
+    unusable = replace(
+        proposals((0.9, 0.8, 0.95, 0.0), (0.9, 0.8, 0.03, 0.0)), similarity=np.array([np.nan, 0.1], np.float32)
+    )
+    assert (FROM_PROPOSALS["clip-rank"](unusable, MasksSettings()).mask == B).all()
+    with pytest.raises(ValueError, match="similarity"):
+        FROM_PROPOSALS["clip-rank"](GOOD, MasksSettings())
+
+
+def test_ledger_counts_proposals_and_describes_the_mask() -> None:
+    result = run("top1", FakeSource(), given=upstream(proposals((0.9, 0.8, 0.03, 0.0), (0.9, 0.9, 0.95, 0.0), ABSENT)))
+    stage = Masks(MasksSettings(policy="top1"), StageContext({"proposals": "f" * 64}))
+    ledger = dict(zip(stage.attributes()["ledger"], result.arrays["ledger"][0], strict=True))
+    assert (ledger["candidates"], ledger["usable"], ledger["border_fraction"]) == (2, 1, 0)
+    assert ledger["stability"] == np.float32(0.8)
+    whole = run("none", FakeSource()).arrays["ledger"][0]
+    assert whole[2] == 1
+    assert np.isnan(whole[[0, 1, 3, 4]]).all()
 
 
 def test_fixed_prompts_give_their_own_masks_whatever_the_candidates() -> None:
@@ -242,6 +283,16 @@ def test_fingerprint_follows_policy_and_proposals() -> None:
 
     distinct = {fingerprint("union", "a" * 64), fingerprint("top1", "a" * 64), fingerprint("union", "b" * 64)}
     assert len(distinct) == 3
+
+
+def test_only_clip_rank_depends_on_the_model_that_ranks() -> None:
+    def identity(policy: str, prompts: tuple[str, ...]) -> StageIdentity:
+        settings = MasksSettings(policy=policy, clip_prompts=prompts)  # type: ignore[arg-type]
+        return Masks(settings, StageContext({"proposals": "f" * 64})).identity()
+
+    assert identity("union", ("a",)).fingerprint == identity("union", ("b",)).fingerprint
+    assert identity("clip-rank", ("a",)).fingerprint != identity("clip-rank", ("b",)).fingerprint
+    assert identity("clip-rank", ("a",)).weights
 
 
 @pytest.mark.parametrize("policy", ["union", "none"])
