@@ -13,7 +13,7 @@ from pipeline.config import load_config
 def test_without_a_file_the_embedded_preset_holds() -> None:
     config = load_config()
     assert config.preset == "embedded"
-    assert config.proposals.model == "sam2-lite0-prototype"
+    assert config.proposals.model == "sam2-lite0"
     assert config.embeddings.model == config.texts.model == "lite0-minilm"
 
 

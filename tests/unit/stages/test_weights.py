@@ -190,7 +190,7 @@ def test_list_shows_what_is_present(folder, state, tmp_path) -> None:
 
 def test_shipped_weights_cannot_be_replaced(folder, state, tmp_path) -> None:
     with pytest.raises(WeightsError, match="fixed"):
-        folder.add("sam2-lite0-prototype", checkpoint(tmp_path / "a.pt", state))
+        folder.add("sam2-lite0", checkpoint(tmp_path / "a.pt", state))
 
 
 def test_folder_that_cannot_be_written_is_named(tmp_path, state, monkeypatch) -> None:
