@@ -12,7 +12,6 @@ from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
 from stages.models.sam2 import Segmenter
 from stages.models.sam2_architecture import instantiate_seeded, read_config, tiny_config
 from stages.models.sam2_card import IMAGENET, sam2_entry
-from stages.models.sam2_decoder import MASKS
 from stages.proposals.settings import ProposalsSettings
 
 
@@ -74,10 +73,10 @@ def scores_of_grid(model: Segmenter, image: NDArray[np.uint8], points_per_side: 
     grid = torch.from_numpy(point_grid(Placement(0, 0, *image.shape[:2]), points_per_side))
     features = model.encode(torch.from_numpy(image[None]))
     parts = [
-        model.decode(features, p[None], torch.ones(1, len(p), 1), lambda q: q > 2).predicted_iou[0]
+        model.decode(features, p[None], torch.ones(1, len(p), 1), lambda iou: iou > 2).predicted_iou[0]
         for p in grid.split(model.prompts_per_call)
     ]
-    return torch.cat(parts).view(-1, MASKS).flatten().cpu().numpy()
+    return torch.cat(parts)[:, 1:].flatten().cpu().numpy()
 
 
 def pairs(

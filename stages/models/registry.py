@@ -100,6 +100,20 @@ def _hiera(version: str, size: str, letter: str) -> ModelEntry:
     )
 
 
+def _lite0(name: str, sha256: str, trained_on: str) -> ModelEntry:
+    return ModelEntry(
+        name=name,
+        kind="sam2",
+        source="shipped",
+        architecture="sam2.1/sam2.1_hiera_t.yaml",
+        file=f"{name.replace('-', '_')}.safetensors",
+        sha256=sha256,
+        image_px=512,
+        note=f"SAM2 with EfficientNet-Lite0 as trunk, trained on {trained_on}",
+        packages=(LITE0,),
+    )
+
+
 def _openai(name: str, architecture: str, timm_name: str) -> ModelEntry:
     return ModelEntry(
         name=name,
@@ -116,16 +130,15 @@ def _openai(name: str, architecture: str, timm_name: str) -> ModelEntry:
 _SIZES: Final = (("tiny", "t"), ("small", "s"), ("base_plus", "b+"), ("large", "l"))
 
 MODELS: Final[tuple[ModelEntry, ...]] = (
-    ModelEntry(
-        name="sam2-lite0-prototype",
-        kind="sam2",
-        source="shipped",
-        architecture="sam2.1/sam2.1_hiera_t.yaml",
-        file="sam2_lite0_prototype.safetensors",
-        sha256="ad4102cab83d0d6fc3abf3aba53a0c52c8558e1749760c720a1ee80a2aa00cd7",
-        image_px=512,
-        note="SAM2 with EfficientNet-Lite0 as trunk, trained on breast ultrasound (BUSI) only; research only",
-        packages=(LITE0,),
+    _lite0(
+        "sam2-lite0",
+        "537664122f0bc4cf32d0286e807a441e180ab717b47f1fbe8e25aad43f042159",
+        "synthetic scenes and breast ultrasound (BUSI); research only",
+    ),
+    _lite0(
+        "sam2-lite0-synthetic",
+        "537664122f0bc4cf32d0286e807a441e180ab717b47f1fbe8e25aad43f042159",
+        "synthetic scenes alone",
     ),
     *(_hiera("2.1", size, letter) for size, letter in _SIZES),
     *(_hiera("2", size, letter) for size, letter in _SIZES),

@@ -53,19 +53,28 @@ class Decoded(NamedTuple):
     logits: Tensor
     """(M, image_px / 4, image_px / 4) float32, by image, prompt and mask; a mask is where they lie above 0."""
     predicted_iou: Tensor
-    """(B, P, 3) float32, the model's own estimate of each mask's IoU."""
+    """(B, P, 4) float32, the model's own estimate of each mask's IoU: the single one's, then those of the three."""
     wanted: Tensor
-    """(B, P, 3) bool."""
+    """(B, P, 4) bool."""
 
 
-def every_mask(predicted_iou: Tensor) -> Tensor:
-    """Want all masks, (B, P, 3) -> (B, P, 3) bool."""
-    return torch.ones_like(predicted_iou, dtype=torch.bool)
+def all_three(predicted_iou: Tensor) -> Tensor:
+    """Want the multimask output, what a prompt that may mean several objects is answered with."""
+    return torch.ones_like(predicted_iou, dtype=torch.bool).index_fill(-1, _single(predicted_iou), value=False)
 
 
 def best_of_three(predicted_iou: Tensor) -> Tensor:
-    """Want the mask of each prompt with the highest predicted IoU, (B, P, 3) -> (B, P, 3) bool."""
-    return F.one_hot(predicted_iou.argmax(dim=-1), predicted_iou.shape[-1]).bool()
+    """Want the mask of the multimask output with the highest predicted IoU."""
+    return F.one_hot(predicted_iou[..., 1:].argmax(dim=-1) + 1, predicted_iou.shape[-1]).bool()
+
+
+def single_mask(predicted_iou: Tensor) -> Tensor:
+    """Want the single mask, what a prompt that means one object, such as a box, is answered with."""
+    return ~all_three(predicted_iou)
+
+
+def _single(predicted_iou: Tensor) -> Tensor:
+    return torch.zeros(1, dtype=torch.int64, device=predicted_iou.device)
 
 
 class Segmenter:
@@ -137,7 +146,7 @@ class Segmenter:
         features: ImageFeatures,
         points: Tensor,
         labels: Tensor,
-        wanted: Callable[[Tensor], Tensor] = every_mask,
+        wanted: Callable[[Tensor], Tensor] = all_three,
     ) -> Decoded:
         """Masks of P prompts on each of B images.
 
@@ -150,7 +159,7 @@ class Segmenter:
         labels : Tensor of int, (B, P, n)
             1 inside, 0 outside the object; 2 and 3 for the two corners of a box.
         wanted : Callable[[Tensor], Tensor]
-            From predicted IoU, (B, P, 3), to the masks that are worth computing, (B, P, 3) bool.
+            From predicted IoU, (B, P, 4), to the masks that are worth computing, (B, P, 4) bool; such as `all_three`.
 
         Raises
         ------

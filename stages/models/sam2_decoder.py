@@ -9,6 +9,7 @@ keep their order until the mask is whole. Architecture: SAM2 (arXiv 2408.00714),
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from sam2.modeling.sam.mask_decoder import MaskDecoder
     from sam2.modeling.sam.transformer import Attention, TwoWayAttentionBlock
 
-MASKS: Final = 3
-"""Masks of one prompt: the multimask output. The decoder's single mask is not computed."""
+MASKS: Final = 4
+"""Masks of one prompt: the single one, then the three of the multimask output."""
 LAYER_NORM_2D_EPS: Final = 1e-6
 
 
@@ -49,9 +50,9 @@ class Answer(NamedTuple):
     cells: Tensor
     """(B, P, N, C)."""
     mask_tokens: Tensor
-    """(B, P, 3, C)."""
+    """(B, P, 4, C)."""
     predicted_iou: Tensor
-    """(B, P, 3) float32."""
+    """(B, P, 4) float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +75,16 @@ class Projection:
     @property
     def scale(self) -> float:
         """1 / sqrt(d)."""
-        return (self.query[0].shape[0] // self.heads) ** -0.5
+        return 1 / math.sqrt(self.query[0].shape[0] // self.heads)
 
     def split(self, x: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
         """Project (..., n, C) and separate the heads, (..., heads, n, d)."""
         projected: Tensor = F.linear(x, *weights)
-        return projected.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
+        return parted(projected, -1, self.heads, -1).transpose(-3, -2)
 
     def by_head(self, weights: tuple[Tensor, Tensor]) -> Tensor:
         """Weights of a projection into the inner width, (heads, d, C)."""
-        return weights[0].unflatten(0, (self.heads, -1))
+        return parted(weights[0], 0, self.heads, -1)
 
     def joined(self, x: Tensor) -> Tensor:
         """Bring (..., heads, n, d) together and project out, (..., n, C)."""
@@ -92,8 +93,8 @@ class Projection:
 
     def plain(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend as the package does: (..., n, C) to (..., m, C)."""
-        parts = (self.split(x, w) for x, w in ((q, self.query), (k, self.key), (v, self.value)))
-        return self.joined(F.scaled_dot_product_attention(*parts))
+        queries, keys = self.split(q, self.query), self.split(k, self.key)
+        return self.joined(F.scaled_dot_product_attention(queries, keys, self.split(v, self.value)))
 
     def from_image(self, tokens: Tensor, cells: Tensor, scores: Tensor) -> Tensor:
         """Let n tokens attend to N cells whose keys and values are never computed.
@@ -111,7 +112,7 @@ class Projection:
         -------
         Tensor, (Q, n, C)
         """
-        seen = torch.bmm(scores.softmax(dim=-1), cells).unflatten(1, (self.heads, -1))
+        seen = parted(torch.bmm(scores.softmax(dim=-1), cells), 1, self.heads, -1)
         weight, bias = self.by_head(self.value), self.value[1].view(self.heads, 1, -1)
         return self.joined((seen @ weight.transpose(1, 2) + bias).to(tokens.dtype))
 
@@ -132,7 +133,7 @@ class Projection:
     def value_rows(self, tokens: Tensor) -> Tensor:
         """What each token adds to a cell that attends to it alone, (Q, heads * n, C), the output's bias included."""
         values = self.split(tokens, self.value)
-        out = self.out[0].unflatten(1, (self.heads, -1)).permute(1, 2, 0)
+        out = parted(self.out[0], 1, self.heads, -1).permute(1, 2, 0)
         return (values @ out + self.out[1] / self.heads).flatten(1, 2)
 
 
@@ -211,10 +212,10 @@ class SharedDecoder:
         scores = torch.baddbmm(rows @ self._positions[0].T, rows, cells.transpose(1, 2))
         queries = self._final_norm(queries + self._final.from_image(queries, cells, scores))
         at = len(own) - 2
-        iou = decoder.iou_prediction_head(queries[:, at].float())[:, 1:]
+        iou = decoder.iou_prediction_head(queries[:, at].float())
         shape = (n_images, n_prompts)
-        masks = queries[:, at + 2 : at + 2 + MASKS]
-        return Answer(cells.unflatten(0, shape), masks.unflatten(0, shape), iou.float().unflatten(0, shape))
+        masks = queries[:, at + 1 : at + 1 + MASKS]
+        return Answer(*(parted(x, 0, *shape) for x in (cells, masks, iou.float())))
 
     def upscale(self, maps: ImageMaps, answer: Answer, wanted: Tensor) -> Tensor:
         """Logits of some masks.
@@ -225,7 +226,7 @@ class SharedDecoder:
             The same.
         answer : Answer
             To its prompts.
-        wanted : Tensor of bool, (B, P, 3)
+        wanted : Tensor of bool, (B, P, 4)
             M of them are true.
 
         Returns
@@ -236,14 +237,14 @@ class SharedDecoder:
         image, prompt = wanted.any(dim=2).nonzero(as_tuple=True)
         decoder = self._decoder
         tokens = answer.mask_tokens[image, prompt].float()
-        heads = [decoder.output_hypernetworks_mlps[i + 1](tokens[:, i]) for i in range(MASKS)]
+        heads = [decoder.output_hypernetworks_mlps[i](tokens[:, i]) for i in range(MASKS)]
         cells = answer.cells[image, prompt]
         up = _up(cells, self._up[0]) + maps.middle[image]
         up = F.gelu(F.layer_norm(up, up.shape[-1:], *self._up_norm, eps=LAYER_NORM_2D_EPS))
         up = F.gelu(_up(up, self._up[1]).flatten(2, 3) + maps.fine[image])
         products = up.flatten(1, 2) @ torch.stack(heads, dim=2).to(self._dtype)
         height, width = self._shape
-        # (K, h, w, y of 2, x of 2, y of 4, x of 4, 3): rows are cell, half, quarter.
+        # (K, h, w, y of 2, x of 2, y of 4, x of 4, 4): rows are cell, half, quarter.
         parts = products.view(len(image), height, width, 2, 2, 2, 2, MASKS).permute(0, 7, 1, 3, 5, 2, 4, 6)
         chosen = wanted[image, prompt]
         return parts[chosen].float().reshape(-1, 4 * height, 4 * width)
@@ -255,12 +256,12 @@ class SharedDecoder:
         # All prompts of an image attend to the same cells: their tokens form one long sequence.
         together = _per_image(asked, n_prompts).transpose(1, 2).flatten(2, 3)
         found = F.scaled_dot_product_attention(together, maps.keys, maps.values)
-        found = found.unflatten(2, (n_prompts, -1)).transpose(1, 2).flatten(0, 1)
+        found = parted(found, 2, n_prompts, -1).transpose(1, 2).flatten(0, 1)
         queries = layer.tokens_after_image(queries, layer.to_image.joined(found))
         attention = layer.to_tokens
         keys = _per_image(attention.split(queries + tokens, attention.key), n_prompts).transpose(1, 2)
         scores = (keys.flatten(2, 3) * attention.scale) @ maps.queries.transpose(-2, -1)
-        weights = scores.unflatten(2, (n_prompts, -1)).softmax(dim=3).transpose(1, 2).flatten(0, 1).flatten(1, 2)
+        weights = parted(scores, 2, n_prompts, -1).softmax(dim=3).transpose(1, 2).flatten(0, 1).flatten(1, 2)
         source = maps.source.repeat_interleave(n_prompts, dim=0)
         cells = torch.baddbmm(source, weights.transpose(1, 2), attention.value_rows(queries))
         return queries, layer.norms[3](cells)
@@ -276,7 +277,7 @@ class SharedDecoder:
         attention = layer.to_tokens
         rows, offsets = attention.query_rows(attention.split(queries + tokens, attention.key))
         scores = torch.bmm(rows, placed_cells) + offsets
-        weights = scores.unflatten(1, (attention.heads, -1)).softmax(dim=2).flatten(1, 2)
+        weights = parted(scores, 1, attention.heads, -1).softmax(dim=2).flatten(1, 2)
         cells = torch.baddbmm(cells, weights.transpose(1, 2), attention.value_rows(queries))
         return queries, layer.norms[3](cells)
 
@@ -298,30 +299,38 @@ class _Layer:
         return self.norms[2](queries + F.linear(hidden, *self._mlp[1]))
 
 
+def parted(x: Tensor, dim: int, *sizes: int) -> Tensor:
+    """Divide an axis into several."""
+    divided: Tensor = x.unflatten(dim, sizes)  # type: ignore[no-untyped-call]
+    return divided
+
+
 def _norm(norm: torch.nn.LayerNorm, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     weight, bias = norm.weight.detach().to(dtype), norm.bias.detach().to(dtype)
     return lambda x: F.layer_norm(x, weight.shape, weight, bias, norm.eps)
 
 
 def _per_image(x: Tensor, n_prompts: int) -> Tensor:
-    return x.unflatten(0, (-1, n_prompts))
+    return parted(x, 0, -1, n_prompts)
 
 
 def _cell_weights(convolution: torch.nn.ConvTranspose2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Weight, (4 * out, in), y and x of the part before the channel, and bias, (4 * out,)."""
-    weight = convolution.weight.detach().permute(2, 3, 1, 0).flatten(0, 2)
-    return weight.to(dtype).contiguous(), convolution.bias.detach().to(dtype).repeat(4)
+    weight, bias = convolution.weight.detach().permute(2, 3, 1, 0).flatten(0, 2), convolution.bias
+    if bias is None:
+        raise ValueError("the decoder's transposed convolutions have a bias")
+    return weight.to(dtype).contiguous(), bias.detach().to(dtype).repeat(4)
 
 
 def _up(cells: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
     """(..., in) -> (..., 4, out): the four parts of every cell."""
     parts: Tensor = F.linear(cells, *weights)
-    return parts.unflatten(-1, (4, -1))
+    return parted(parts, -1, 4, -1)
 
 
 def _in_cells(maps: Tensor, halvings: int) -> Tensor:
     """(B, c, h * 2**k, w * 2**k) -> (B, N, 4**k, c), parts of a cell in the order in which `_up` makes them."""
     twos = (2,) * halvings
-    parts = maps.unflatten(3, (-1, *twos)).unflatten(2, (-1, *twos))
+    parts = parted(parted(maps, 3, -1, *twos), 2, -1, *twos)
     halves = [axis for k in range(halvings) for axis in (3 + k, 4 + halvings + k)]
     return parts.permute(0, 2, 3 + halvings, *halves, 1).flatten(3, 2 + 2 * halvings).flatten(1, 2)

@@ -17,7 +17,8 @@ def pack(masks: Tensor) -> Tensor:
     if masks.device.type in HAS_NUMPY:
         return torch.from_numpy(np.packbits(masks.numpy(), axis=-1))
     weights = 2 ** torch.arange(7, -1, -1, device=masks.device, dtype=torch.uint8)
-    return (masks.unflatten(-1, (-1, 8)) * weights).sum(dim=-1, dtype=torch.uint8)
+    packed: Tensor = (masks.view(*masks.shape[:-1], -1, 8) * weights).sum(dim=-1, dtype=torch.uint8)
+    return packed
 
 
 def unpack(packed: Tensor) -> Tensor:

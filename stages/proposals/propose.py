@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.images import Placement
-from stages.models.sam2 import best_of_three
+from stages.models.sam2 import all_three, best_of_three, single_mask
 from stages.proposals.bits import unpack
 from stages.proposals.candidates import ScoredMasks, best, concatenate, distinct, no_masks, score_masks
 from stages.proposals.prompts import centre_point, content_box, point_grid
@@ -96,7 +96,7 @@ class Proposer:
             found = [self._finer(features.of(i), masks, placements[i]) for i, masks in enumerate(found)]
         middles, boxes = (np.stack([f(p) for p in placements]) for f in (centre_point, content_box))
         at_middle = self._masks(features, middles, (INSIDE,), placements, best_of_three)
-        in_box = self._masks(features, boxes, CORNERS, placements, best_of_three)
+        in_box = self._masks(features, boxes, CORNERS, placements, single_mask)
         for masks, *fixed in zip(found, at_middle, in_box, strict=True):
             yield best(distinct(masks, s.nms_iou), s.max_candidates), concatenate(fixed)
 
@@ -112,7 +112,7 @@ class Proposer:
         regions = distinct(concatenate(parts), s.nms_iou)
         if len(regions):
             corners = regions.boxes.view(1, -1, 2, 2).cpu().numpy()
-            parts += self._masks(features, corners, CORNERS, [placement], self._confident, s.min_stability)
+            parts += self._masks(features, corners, CORNERS, [placement], self._confident_single, s.min_stability)
         return concatenate(parts)
 
     def _grid_masks(
@@ -122,7 +122,10 @@ class Proposer:
         return self._masks(features, points, (INSIDE,), placements, self._confident, self.settings.min_stability)
 
     def _confident(self, predicted_iou: Tensor) -> Tensor:
-        return predicted_iou > self.settings.min_predicted_iou
+        return all_three(predicted_iou) & (predicted_iou > self.settings.min_predicted_iou)
+
+    def _confident_single(self, predicted_iou: Tensor) -> Tensor:
+        return single_mask(predicted_iou) & (predicted_iou > self.settings.min_predicted_iou)
 
     def _masks(
         self,
@@ -143,8 +146,8 @@ class Proposer:
             decoded = self.model.decode(features, block, torch.tensor(labels).expand(block.shape[:3]), wanted)
             decoded_at = time.perf_counter()
             counts = decoded.wanted.flatten(1).sum(dim=1).tolist()
-            scores = decoded.predicted_iou[decoded.wanted].split(counts)
-            for index, logits in enumerate(decoded.logits.split(counts)):
+            scores = torch.split_with_sizes(decoded.predicted_iou[decoded.wanted], counts)
+            for index, logits in enumerate(torch.split_with_sizes(decoded.logits, counts)):
                 scored = score_masks(logits, scores[index], placements[index], side, s.stability_offset, min_stability)
                 # A mask that misses the image altogether has no stability, and with min_stability 0 it would stay.
                 parts[index].append(scored.take(scored.scores[:, 2] > 0) if min_stability >= 0 else scored)

@@ -1,10 +1,11 @@
 """Quality of the embedded SAM2 on images that no training saw, beside floors that need no training at all.
 
 `python -m tests.benchmarks.segmentation_quality [--json] [--model NAME] [--full] [--sheets FOLDER]`. Means of IoU on
-the full canvas. `click` (in the middle of an object) and `box` take the one of three masks with the highest predicted
-IoU; `oracle` takes the best of them. Of the point grid: the best proposal, and each policy's mask, where `fallback` is
-the share of whole images. The sets are BUSI's test part (in MEDFOCUS_DATA, or in shared/data beside the checkout) and
-synthetic scenes of a seed of their own. A box prompt that does not beat the ellipse in its box has learned nothing.
+the full canvas. `click` (in the middle of an object) takes the one of three masks with the highest predicted IoU,
+`oracle` the best of them; `box` has a single mask. Of the point grid: the best proposal, and each policy's mask, where
+`fallback` is the share of whole images. The sets are BUSI's test part (in MEDFOCUS_DATA, or in shared/data beside the
+checkout) and synthetic scenes of a seed of their own. A box prompt that does not beat the ellipse in its box has
+learned nothing.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class Recipe:
 
 RECIPES: Final[Mapping[str, Recipe]] = {
     "sam2-lite0-synthetic": Recipe(800, (Phase(128, 800, 12), Phase(256, 2800, 6), Phase(512, 300, 4)), 8e-4, 0.0),
-    "sam2-lite0": Recipe(0, (Phase(256, 1200, 6), Phase(512, 500, 4)), 5e-4, 0.6),
+    "sam2-lite0": Recipe(0, (Phase(256, 500, 6), Phase(512, 250, 4)), 5e-4, 0.6),
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from stages.masks.policies import ImageProposals
-from stages.models.sam2 import Segmenter
+from stages.models.sam2 import Segmenter, all_three, single_mask
 from stages.proposals.candidates import score_masks
 from stages.proposals.propose import CORNERS, INSIDE, Proposer
 from stages.proposals.settings import ProposalsSettings
@@ -25,9 +25,9 @@ class Answer:
     prompt: str
     """`click` or `box`."""
     packed: NDArray[np.uint8]
-    """(n, 3, S, S / 8), three masks an object."""
+    """(n, m, S, S / 8), m masks an object: three of a click, one of a box."""
     predicted: NDArray[np.float32]
-    """(n, 3), the model's estimate of their IoU."""
+    """(n, m), the model's estimate of their IoU."""
 
     @property
     def taken(self) -> NDArray[np.uint8]:
@@ -56,9 +56,12 @@ def prompted(model: Segmenter, case: Case, settings: ProposalsSettings) -> Itera
     features = model.encode(torch.from_numpy(case.canvas[None]))
     for prompt, points, labels in zip(PROMPTS, (case.clicks(), case.boxes()), ((INSIDE,), CORNERS), strict=True):
         every = torch.tensor(labels).expand(1, len(points), len(labels))
-        logits, predicted, _ = model.decode(features, torch.from_numpy(points)[None], every)
-        masks = score_masks(logits, predicted.flatten(), case.placement, side, settings.stability_offset).packed
-        yield Answer(prompt, masks.numpy().reshape(-1, 3, side, side // 8), predicted[0].numpy())
+        wanted = single_mask if prompt == "box" else all_three
+        logits, predicted, _ = model.decode(features, torch.from_numpy(points)[None], every, wanted)
+        scores = predicted[wanted(predicted)]
+        masks = score_masks(logits, scores, case.placement, side, settings.stability_offset).packed
+        shape = len(points), len(masks) // max(1, len(points))
+        yield Answer(prompt, masks.numpy().reshape(*shape, side, side // 8), scores.view(shape).numpy())
 
 
 def proposals_of(model: Segmenter, settings: ProposalsSettings, case: Case) -> ImageProposals:

@@ -35,7 +35,7 @@ class Features(NamedTuple):
 
 
 class Discs:
-    """Three discs around each prompt's first point; logits fall off by one a pixel of the canvas."""
+    """Discs around each prompt's first point, the single mask like the first of three; logits fall by one a pixel."""
 
     def __init__(self, radii=(6.0, 8.0, 10.0), predicted=(0.9, 0.7, 0.3), prompts_per_call=3) -> None:
         self.radii, self.predicted, self.prompts_per_call = radii, predicted, prompts_per_call
@@ -51,8 +51,8 @@ class Discs:
         at = (torch.arange(CELLS) + 0.5) * S / CELLS
         x, y = points[..., 0, :, None, None].unbind(dim=2)
         distance = (at - x) ** 2 + (at[:, None] - y) ** 2
-        logits = torch.tensor(self.radii).view(1, 1, 3, 1, 1) - distance[:, :, None].sqrt()
-        predicted = torch.tensor(self.predicted).expand(*points.shape[:2], 3)
+        logits = torch.tensor(self.radii[:1] + self.radii).view(1, 1, 4, 1, 1) - distance[:, :, None].sqrt()
+        predicted = torch.tensor((max(self.predicted), *self.predicted)).expand(*points.shape[:2], 4)
         return Decoded(logits[wanted(predicted)], predicted, wanted(predicted))
 
 
