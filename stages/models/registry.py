@@ -132,12 +132,12 @@ _SIZES: Final = (("tiny", "t"), ("small", "s"), ("base_plus", "b+"), ("large", "
 MODELS: Final[tuple[ModelEntry, ...]] = (
     _lite0(
         "sam2-lite0",
-        "537664122f0bc4cf32d0286e807a441e180ab717b47f1fbe8e25aad43f042159",
+        "660bca9af912af60541b496612b31f9dc2390ad0659547ac20578a5fcad35655",
         "synthetic scenes and breast ultrasound (BUSI); research only",
     ),
     _lite0(
         "sam2-lite0-synthetic",
-        "537664122f0bc4cf32d0286e807a441e180ab717b47f1fbe8e25aad43f042159",
+        "660bca9af912af60541b496612b31f9dc2390ad0659547ac20578a5fcad35655",
         "synthetic scenes alone",
     ),
     *(_hiera("2.1", size, letter) for size, letter in _SIZES),
