@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
+from torchvision.transforms import Normalize, Resize
 
 from stages.models.sam2 import Segmenter
 from stages.models.sam2_architecture import instantiate_seeded, read_config, tiny_config
@@ -52,10 +53,10 @@ def package_generator(model: Segmenter, settings: ProposalsSettings) -> SAM2Auto
         )
     # The package's predictor knows images of 1024 px only.
     generator.predictor._bb_feat_sizes = [(model.image_px // stride,) * 2 for stride in (4, 8, 16)]
-    if not np.allclose(model.card["mean"], IMAGENET[0]):
-        normalise = torch.nn.Sequential(*list(generator.predictor._transforms.transforms)[:-1])
-        mean, std = (torch.tensor(model.card[k]).view(3, 1, 1) for k in ("mean", "std"))
-        generator.predictor._transforms.transforms = lambda x: (normalise(x) - mean) / std
+    # The package normalises as Meta's models want it.
+    generator.predictor._transforms.transforms = torch.nn.Sequential(
+        Resize((model.image_px, model.image_px)), Normalize(model.card["mean"], model.card["std"])
+    )
     return generator
 
 

@@ -132,7 +132,7 @@ _SIZES: Final = (("tiny", "t"), ("small", "s"), ("base_plus", "b+"), ("large", "
 MODELS: Final[tuple[ModelEntry, ...]] = (
     _lite0(
         "sam2-lite0",
-        "660bca9af912af60541b496612b31f9dc2390ad0659547ac20578a5fcad35655",
+        "2cd18f00aaf4cd7d8836021d4fe4c4b0479aa6aa07b54c2f9c5f2144f54bcdac",
         "synthetic scenes and breast ultrasound (BUSI); research only",
     ),
     _lite0(
