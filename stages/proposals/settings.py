@@ -24,9 +24,9 @@ class ProposalsSettings(Settings):
     """The grid has this number squared of point prompts over the image (never over the padding)."""
     coarse_points_per_side: int = Field(default=0, ge=0, le=64)
     """If not 0, such a grid comes first; then points of the full grid are prompted where no mask lies, and boxes."""
-    min_predicted_iou: float = Field(default=0.5, ge=0, le=1)
+    min_predicted_iou: float = Field(default=0.4, ge=0, le=1)
     """Candidates below are dropped."""
-    min_stability: float = Field(default=0.4, ge=0, le=1)
+    min_stability: float = Field(default=0.3, ge=0, le=1)
     """Candidates whose stability score is below are dropped."""
     stability_offset: float = Field(default=1.0, gt=0)
     """Stability is the IoU of the mask at +offset and at -offset on the logits."""
