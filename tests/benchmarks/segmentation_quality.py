@@ -14,6 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from manifests.errors import PipelineError
 from stages.images import content
 from stages.masks.policies import FROM_PROPOSALS, ImageProposals, finish
+from stages.masks.ranking import Ranker
 from stages.masks.settings import MasksSettings
 from stages.models.sam2 import load_segmenter
 from stages.proposals.settings import ProposalsSettings
@@ -50,6 +52,7 @@ class Bench:
         self.settings = settings
         self.model = load_segmenter(settings.model, "cpu", settings.precision)
         self._untrained = untrained_segmenter(settings.model)
+        self._ranker = Ranker(MasksSettings(canvas_px=settings.canvas_px), "cpu")
         # Thresholds suit scores that were trained: without them the floor keeps all that may be right by chance.
         self._unfiltered = settings.model_copy(update={"min_predicted_iou": 0.0, "min_stability": 0.0})
 
@@ -62,9 +65,12 @@ class Bench:
             if index % grid_every == 0:
                 proposals = proposals_of(self.model, self.settings, case)
                 add_best(case, proposals, kept, "")
-                add_policies(case, proposals, kept)
+                add_policies(case, self._ranked(case, proposals), kept)
                 add_best(case, proposals_of(self._untrained, self._unfiltered, case), kept, "untrained_")
         return kept
+
+    def _ranked(self, case: Case, proposals: ImageProposals) -> ImageProposals:
+        return replace(proposals, similarity=self._ranker.similarity(case.canvas, proposals, case.placement))
 
     def _add_prompted(self, case: Case, kept: Measurements) -> None:
         truths = packed(case.truths)
