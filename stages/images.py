@@ -128,6 +128,15 @@ def content(placement: Placement, canvas_px: int) -> NDArray[np.bool_]:
     return mask
 
 
+def border(placement: Placement, canvas_px: int) -> NDArray[np.bool_]:
+    """Outermost pixels of an image on its canvas, (canvas_px, canvas_px) bool."""
+    edge = np.zeros((canvas_px, canvas_px), dtype=bool)
+    inside = edge[placement.slices]
+    inside[[0, -1], :] = True
+    inside[:, [0, -1]] = True
+    return edge
+
+
 def composite(image: NDArray[np.uint8], mask: NDArray[np.bool_], mode: str, placement: Placement) -> NDArray[np.uint8]:
     """Show a masked image in one of five ways; the padding of the canvas stays black.
 

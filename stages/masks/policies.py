@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.images import Placement, content
+from stages.images import Placement, border, content
 from stages.masks.settings import MasksSettings
 
 PREDICTED_IOU, STABILITY, AREA_FRACTION, BORDER_FRACTION = range(4)
@@ -171,10 +171,7 @@ def finish(mask: NDArray[np.bool_], placement: Placement, settings: MasksSetting
 
 def border_fraction(mask: NDArray[np.bool_], placement: Placement) -> float:
     """Share of the image's outermost pixels that a mask covers, 0..1."""
-    inside = mask[placement.slices]
-    edge = np.ones(inside.shape, dtype=bool)
-    edge[1:-1, 1:-1] = False
-    return float(inside[edge].mean())
+    return float(mask[border(placement, mask.shape[0])].mean())
 
 
 def whole_image(whole: NDArray[np.bool_], reason: str = "", detail: str = "") -> Final:

@@ -1,26 +1,23 @@
 """SAM2's mask decoder for many prompts on few images: the package's numbers, rearranged so that less is computed.
 
-Nothing is approximated. The image side has thousands of cells and the prompt side eight tokens, so that projections
-are moved from the one to the other by associativity: Q (K W)' = (Q W') K', and (P V) W = P (V W). What the first layer
-makes of the image alone is computed once for an image. The IoU head reads the tokens only, so it comes first, and only
-masks that someone wants are upscaled. Transposed convolutions of kernel and stride 2 are products of cells, which
+Nothing is approximated; for attention see `sam2_attention`. What the first layer makes of the image alone is computed
+once for an image. The IoU head reads the tokens only, so it comes first, and only masks that someone wants are
+upscaled. Transposed convolutions of kernel and stride 2 are products of cells, which
 keep their order until the mask is whole. Architecture: SAM2 (arXiv 2408.00714), `sam2/modeling/sam` of the package.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stages.models.sam2_attention import Layer, Projection, layer_norm, parted
+
 if TYPE_CHECKING:
     from sam2.modeling.sam.mask_decoder import MaskDecoder
-    from sam2.modeling.sam.transformer import Attention, TwoWayAttentionBlock
 
 MASKS: Final = 4
 """Masks of one prompt: the single one, then the three of the multimask output."""
@@ -55,88 +52,6 @@ class Answer(NamedTuple):
     """(B, P, 4) float32."""
 
 
-@dataclass(frozen=True, slots=True)
-class Projection:
-    """Weights of one attention, by head; I is its inner width, d = I / heads."""
-
-    heads: int
-    query: tuple[Tensor, Tensor]
-    key: tuple[Tensor, Tensor]
-    value: tuple[Tensor, Tensor]
-    out: tuple[Tensor, Tensor]
-
-    @classmethod
-    def of(cls, attention: Attention, dtype: torch.dtype) -> Projection:
-        """Weights of one of the package's attentions."""
-        parts = (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj)
-        pairs = [(p.weight.detach().to(dtype), p.bias.detach().to(dtype)) for p in parts]
-        return cls(attention.num_heads, *pairs)
-
-    @property
-    def scale(self) -> float:
-        """1 / sqrt(d)."""
-        return 1 / math.sqrt(self.query[0].shape[0] // self.heads)
-
-    def split(self, x: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
-        """Project (..., n, C) and separate the heads, (..., heads, n, d)."""
-        projected: Tensor = F.linear(x, *weights)
-        return parted(projected, -1, self.heads, -1).transpose(-3, -2)
-
-    def by_head(self, weights: tuple[Tensor, Tensor]) -> Tensor:
-        """Weights of a projection into the inner width, (heads, d, C)."""
-        return parted(weights[0], 0, self.heads, -1)
-
-    def joined(self, x: Tensor) -> Tensor:
-        """Bring (..., heads, n, d) together and project out, (..., n, C)."""
-        projected: Tensor = F.linear(x.transpose(-3, -2).flatten(-2), *self.out)
-        return projected
-
-    def plain(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attend as the package does: (..., n, C) to (..., m, C)."""
-        queries, keys = self.split(q, self.query), self.split(k, self.key)
-        return self.joined(F.scaled_dot_product_attention(queries, keys, self.split(v, self.value)))
-
-    def from_image(self, tokens: Tensor, cells: Tensor, scores: Tensor) -> Tensor:
-        """Let n tokens attend to N cells whose keys and values are never computed.
-
-        Parameters
-        ----------
-        tokens : Tensor, (Q, n, C)
-            With their positions.
-        cells : Tensor, (Q, N, C)
-            Without positions: the values.
-        scores : Tensor, (Q, heads * n, N)
-            What `key_scores` returned.
-
-        Returns
-        -------
-        Tensor, (Q, n, C)
-        """
-        seen = parted(torch.bmm(scores.softmax(dim=-1), cells), 1, self.heads, -1)
-        weight, bias = self.by_head(self.value), self.value[1].view(self.heads, 1, -1)
-        return self.joined((seen @ weight.transpose(1, 2) + bias).to(tokens.dtype))
-
-    def key_rows(self, tokens: Tensor) -> Tensor:
-        """Rows whose product with a cell is its score with a token, (Q, heads * n, C).
-
-        The bias of the keys adds the same to all scores of a token, and the softmax takes it away.
-        """
-        queries = self.split(tokens, self.query) * self.scale
-        return (queries @ self.by_head(self.key)).flatten(1, 2)
-
-    def query_rows(self, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows, (Q, heads * n, C), and offsets, (Q, heads * n, 1): a cell's scores, as the cell attends to tokens."""
-        scaled = keys * self.scale
-        offsets = (scaled * self.query[1].view(self.heads, 1, -1)).sum(dim=-1, keepdim=True)
-        return (scaled @ self.by_head(self.query)).flatten(1, 2), offsets.flatten(1, 2)
-
-    def value_rows(self, tokens: Tensor) -> Tensor:
-        """What each token adds to a cell that attends to it alone, (Q, heads * n, C), the output's bias included."""
-        values = self.split(tokens, self.value)
-        out = parted(self.out[0], 1, self.heads, -1).permute(1, 2, 0)
-        return (values @ out + self.out[1] / self.heads).flatten(1, 2)
-
-
 class SharedDecoder:
     """A mask decoder, its weights taken from the package's.
 
@@ -160,9 +75,9 @@ class SharedDecoder:
         self._positions = dense_pe.flatten(2).transpose(1, 2).to(dtype)
         self._no_mask = no_mask.detach().to(dtype)
         transformer = decoder.transformer
-        self._first, self._second = (_Layer(layer, dtype) for layer in transformer.layers)
+        self._first, self._second = (Layer(layer, dtype) for layer in transformer.layers)
         self._final = Projection.of(transformer.final_attn_token_to_image, dtype)
-        self._final_norm = _norm(transformer.norm_final_attn, dtype)
+        self._final_norm = layer_norm(transformer.norm_final_attn, dtype)
         first, norm, _, second, _ = decoder.output_upscaling
         self._up = [_cell_weights(convolution, dtype) for convolution in (first, second)]
         self._up_norm = (norm.weight.detach().to(dtype), norm.bias.detach().to(dtype))
@@ -210,7 +125,7 @@ class SharedDecoder:
         queries, cells = self._second_layer(queries, cells, tokens)
         rows = self._final.key_rows(queries + tokens)
         scores = torch.baddbmm(rows @ self._positions[0].T, rows, cells.transpose(1, 2))
-        queries = self._final_norm(queries + self._final.from_image(queries, cells, scores))
+        queries = self._final_norm(queries + self._final.from_image(cells, scores))
         at = len(own) - 2
         iou = decoder.iou_prediction_head(queries[:, at].float())
         shape = (n_images, n_prompts)
@@ -273,41 +188,13 @@ class SharedDecoder:
         placed_cells = (cells + self._positions).transpose(1, 2)
         asked = queries + tokens
         scores = torch.bmm(layer.to_image.key_rows(asked), placed_cells)
-        queries = layer.tokens_after_image(queries, layer.to_image.from_image(asked, cells, scores))
+        queries = layer.tokens_after_image(queries, layer.to_image.from_image(cells, scores))
         attention = layer.to_tokens
         rows, offsets = attention.query_rows(attention.split(queries + tokens, attention.key))
         scores = torch.bmm(rows, placed_cells) + offsets
         weights = parted(scores, 1, attention.heads, -1).softmax(dim=2).flatten(1, 2)
         cells = torch.baddbmm(cells, weights.transpose(1, 2), attention.value_rows(queries))
         return queries, layer.norms[3](cells)
-
-
-class _Layer:
-    """One block of the two-way transformer."""
-
-    def __init__(self, block: TwoWayAttentionBlock, dtype: torch.dtype) -> None:
-        self.among_tokens = Projection.of(block.self_attn, dtype)
-        self.to_image = Projection.of(block.cross_attn_token_to_image, dtype)
-        self.to_tokens = Projection.of(block.cross_attn_image_to_token, dtype)
-        self.norms = [_norm(n, dtype) for n in (block.norm1, block.norm2, block.norm3, block.norm4)]
-        self._mlp = [(part.weight.detach().to(dtype), part.bias.detach().to(dtype)) for part in block.mlp.layers]
-
-    def tokens_after_image(self, queries: Tensor, found: Tensor) -> Tensor:
-        """Add what was found in the image, and run the MLP."""
-        queries = self.norms[1](queries + found)
-        hidden = F.linear(queries, *self._mlp[0]).relu()
-        return self.norms[2](queries + F.linear(hidden, *self._mlp[1]))
-
-
-def parted(x: Tensor, dim: int, *sizes: int) -> Tensor:
-    """Divide an axis into several."""
-    divided: Tensor = x.unflatten(dim, sizes)  # type: ignore[no-untyped-call]
-    return divided
-
-
-def _norm(norm: torch.nn.LayerNorm, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    weight, bias = norm.weight.detach().to(dtype), norm.bias.detach().to(dtype)
-    return lambda x: F.layer_norm(x, weight.shape, weight, bias, norm.eps)
 
 
 def _per_image(x: Tensor, n_prompts: int) -> Tensor:

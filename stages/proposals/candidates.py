@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.images import Placement
+from stages.images import Placement, border
 from stages.proposals.arrays import SCORES, UPSCALED_TOGETHER
 from stages.proposals.bits import areas, boxes, pack
 
@@ -145,20 +145,11 @@ def _score_block(
 
     masks = above(0)
     stability = areas(above(offset)) / areas(above(-offset)).clamp(min=1)
-    border = pack(_border(placement, canvas_px, logits.device))[None]
+    edge = pack(torch.from_numpy(border(placement, canvas_px)).to(logits.device))[None]
     area = areas(masks) / (placement.height * placement.width)
-    touching = areas(masks & border) / areas(border)
+    touching = areas(masks & edge) / areas(edge)
     return ScoredMasks(masks, torch.stack((predicted_iou, stability, area, touching), dim=1).float(), boxes(masks))
 
 
 def _coarser(span: slice, scale: float) -> slice:
     return slice(int(span.start * scale), max(int(span.start * scale) + 1, int(span.stop * scale)))
-
-
-def _border(placement: Placement, canvas_px: int, device: torch.device) -> Tensor:
-    """Outermost pixels of the image, (S, S)."""
-    edge = torch.zeros((canvas_px, canvas_px), dtype=torch.bool, device=device)
-    inside = edge[placement.slices]
-    inside[[0, -1], :] = True
-    inside[:, [0, -1]] = True
-    return edge
