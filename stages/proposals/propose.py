@@ -1,8 +1,4 @@
-"""One batch of canvases through SAM2: the candidates of a point grid, and the masks of two fixed prompts.
-
-The grid is dense, or coarse to fine: points that lie where a confident mask was found are not worth asking again, and
-the box of a mask is a better prompt than the point that found it.
-"""
+"""One batch of canvases through SAM2: the candidates of a point grid, and the masks of two fixed prompts."""
 
 from __future__ import annotations
 
@@ -19,7 +15,6 @@ from torch import Tensor
 
 from stages.images import Placement
 from stages.models.sam2 import all_three, best_of_three, single_mask
-from stages.proposals.bits import unpack
 from stages.proposals.candidates import ScoredMasks, best, concatenate, distinct, no_masks, score_masks
 from stages.proposals.prompts import centre_point, content_box, point_grid
 from stages.proposals.settings import ProposalsSettings
@@ -90,42 +85,16 @@ class Proposer:
         features = self.model.encode(torch.from_numpy(np.stack(canvases)))
         self.seconds["encode"] += time.perf_counter() - began
         s = self.settings
-        first = s.coarse_points_per_side or s.points_per_side
-        found = self._grid_masks(features, np.stack([self._grid(p, first) for p in placements]), placements)
-        if s.coarse_points_per_side:
-            found = [self._finer(features.of(i), masks, placements[i]) for i, masks in enumerate(found)]
+        grids = np.stack([self._grid(p, s.points_per_side) for p in placements])
+        found = self._masks(features, grids, (INSIDE,), placements, self._confident, s.min_stability)
         middles, boxes = (np.stack([f(p) for p in placements]) for f in (centre_point, content_box))
         at_middle = self._masks(features, middles, (INSIDE,), placements, best_of_three)
         in_box = self._masks(features, boxes, CORNERS, placements, single_mask)
         for masks, *fixed in zip(found, at_middle, in_box, strict=True):
             yield best(distinct(masks, s.nms_iou), s.max_candidates), concatenate(fixed)
 
-    def _finer(self, features: ImageFeatures, coarse: ScoredMasks, placement: Placement) -> ScoredMasks:
-        """Prompt one image again: points of the dense grid that no mask covers, then the boxes of all masks."""
-        s = self.settings
-        grid = self._grid(placement, s.points_per_side)
-        x, y = grid[:, 0].astype(int).T
-        covered = unpack(coarse.packed)[:, y, x].any(dim=0).cpu().numpy()
-        parts = [coarse]
-        if not covered.all():
-            parts += self._grid_masks(features, grid[None, ~covered], [placement])
-        regions = distinct(concatenate(parts), s.nms_iou)
-        if len(regions):
-            corners = regions.boxes.view(1, -1, 2, 2).cpu().numpy()
-            parts += self._masks(features, corners, CORNERS, [placement], self._confident_single, s.min_stability)
-        return concatenate(parts)
-
-    def _grid_masks(
-        self, features: ImageFeatures, points: NDArray[np.float32], placements: Sequence[Placement]
-    ) -> list[ScoredMasks]:
-        """Masks of points, (B, P, 1, 2), that pass both thresholds, by image."""
-        return self._masks(features, points, (INSIDE,), placements, self._confident, self.settings.min_stability)
-
     def _confident(self, predicted_iou: Tensor) -> Tensor:
         return all_three(predicted_iou) & (predicted_iou > self.settings.min_predicted_iou)
-
-    def _confident_single(self, predicted_iou: Tensor) -> Tensor:
-        return single_mask(predicted_iou) & (predicted_iou > self.settings.min_predicted_iou)
 
     def _masks(
         self,

@@ -22,8 +22,6 @@ class ProposalsSettings(Settings):
     """Side of the square on which masks live, in pixels."""
     points_per_side: int = Field(default=6, ge=1, le=64)
     """The grid has this number squared of point prompts over the image (never over the padding)."""
-    coarse_points_per_side: int = Field(default=0, ge=0, le=64)
-    """If not 0, such a grid comes first; then points of the full grid are prompted where no mask lies, and boxes."""
     min_predicted_iou: float = Field(default=0.4, ge=0, le=1)
     """Candidates below are dropped."""
     min_stability: float = Field(default=0.3, ge=0, le=1)

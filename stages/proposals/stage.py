@@ -83,9 +83,7 @@ class Proposals:
         seen = sam2_entry(s.model).image_px ** 2
         batch = self.context.batch_items * (6 * pixels + seen * ENCODER_BYTES_PER_PIXEL)
         # Packed masks are held twice while they are joined; 12 bytes a pixel while some are upscaled and compared.
-        prompts = s.points_per_side**2 + s.coarse_points_per_side**2
-        # Three masks a point; where the grid is coarse to fine, at most one more for the box of each region.
-        masks = (self.context.batch_items + 1) * 6 * prompts * pixels // 8
+        masks = (self.context.batch_items + 1) * 3 * s.points_per_side**2 * pixels // 8
         compared = UPSCALED_TOGETHER * 12 * pixels
         return chunk_items * row + batch + DECODER_BYTES["cpu"] + masks + compared + 2 * LARGEST_IMAGE_BYTES
 

@@ -1,7 +1,7 @@
 """Stage one against SAM2's own automatic mask generator: same images, weights, grid and thresholds, in one run.
 
-`python -m tests.benchmarks.stage_one_speed [--json] [--full]`. Per image the reference, the engine with the dense grid,
-and the engine coarse to fine take turns, so that a noisy machine is noisy for all; ratios are of summed seconds, the
+`python -m tests.benchmarks.stage_one_speed [--json] [--full]`. Reference and engine take turns on every image, so
+that a noisy machine is noisy for both; ratios are of summed seconds, the
 range is over images. `sam2-lite0` runs as it ships; `sam2.1_hiera_t` has random weights, and a threshold that 30 % of
 its masks pass. Recall is the share of BUSI's test lesions with a proposal of IoU 0.5 or more; synthetic scenes take
 their place where BUSI is not (see `segmentation_quality`).
@@ -31,7 +31,6 @@ from tests.reference import package_generator, package_masks, pairs, random_segm
 
 SIDE: Final = 512
 GRID: Final = 16
-COARSE: Final = 8
 LITE0_IMAGES: Final = 8
 HIERA_IMAGES: Final = 1
 PASS_RATE: Final = 0.3
@@ -64,16 +63,14 @@ class Comparison:
 
 
 def compare(model: Segmenter, settings: ProposalsSettings, images: Iterable[NDArray[np.uint8]]) -> Comparison:
-    """Run the reference and both engines on every image; the first image is run once before, untimed."""
+    """Run both on every image; the first image is run once before, untimed."""
     found = Comparison()
     generator, dense = package_generator(model, settings), Proposer(model, settings)
-    coarse = Proposer(model, settings.model_copy(update={"coarse_points_per_side": COARSE}))
     for number, image in enumerate(images):
         if number == 0:
-            proposed(coarse, image)
+            proposed(dense, image)
         theirs = found.timed("reference", lambda: package_masks(generator, image))  # noqa: B023
         ours = found.timed("dense", lambda: proposed(dense, image))  # noqa: B023
-        found.timed("coarse", lambda: proposed(coarse, image))  # noqa: B023
         both, _ = pairs(ours, theirs, SAME)
         found.same += len(both)
         found.either += len(ours) + len(theirs) - len(both)
@@ -125,7 +122,7 @@ def run(*, full: bool) -> dict[str, Any]:
     settings = ProposalsSettings(canvas_px=SIDE, points_per_side=GRID, max_candidates=256)
     lite0 = load_segmenter(settings.model, "cpu")
     of_lite0 = compare(lite0, settings, squares(cases, LITE0_IMAGES))
-    recalls = [recall(lite0, settings.model_copy(update={"coarse_points_per_side": c}), cases) for c in (0, COARSE)]
+    recalled = recall(lite0, settings, cases)
     hiera = random_segmenter("sam2.1_hiera_tiny", 0.15)
     images = squares(cases, 3 if full else HIERA_IMAGES)
     least = float(np.quantile(scores_of_grid(hiera, images[0], GRID), 1 - PASS_RATE))
@@ -136,20 +133,14 @@ def run(*, full: bool) -> dict[str, Any]:
     for model, found in (("lite0", of_lite0), ("hiera_t", of_hiera)):
         seconds = ", ".join(f"{name} {np.mean(values):.2f} s" for name, values in found.seconds.items())
         print(f"{model:8} {seconds} an image; sets agree on {found.same} of {found.either} masks")
-        for name in ("dense", "coarse"):
-            ratio, least_ratio, most = found.ratio(name)
-            print(f"{'':8} {name:7} {ratio:6.2f} ({least_ratio:.2f} .. {most:.2f})")
-            numbers[f"{name}_ratio_{model}"] = round(ratio, 3)
-    print(f"recall of {len(cases)} images' lesions: dense {recalls[0]:.1f} %, coarse to fine {recalls[1]:.1f} %")
+        ratio, least_ratio, most = found.ratio("dense")
+        print(f"{'':8} ratio {ratio:6.2f} ({least_ratio:.2f} .. {most:.2f})")
+        numbers[f"dense_ratio_{model}"] = round(ratio, 3)
+    print(f"recall of {len(cases)} images' lesions: {recalled:.1f} %")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"peak memory of this process, reference included: {peak:.2f} GiB")
     same, either = of_lite0.same + of_hiera.same, of_lite0.either + of_hiera.either
-    return numbers | {
-        "coarse_ratio": numbers["coarse_ratio_lite0"],
-        "recall_dense": round(recalls[0], 2),
-        "recall_drop_points": round(recalls[0] - recalls[1], 2),
-        "set_jaccard": round(same / max(either, 1), 4),
-    }
+    return numbers | {"recall_dense": round(recalled, 2), "set_jaccard": round(same / max(either, 1), 4)}
 
 
 def main() -> None:

@@ -81,26 +81,3 @@ def test_one_image_at_a_time_gives_what_a_batch_gives(random_model) -> None:
         assert len(alone) == len(batched)
         torch.testing.assert_close(batched.scores, alone.scores, atol=1e-4, rtol=0)
         torch.testing.assert_close(fixed.scores, alone_fixed.scores, atol=1e-4, rtol=0)
-
-
-def test_coarse_to_fine_asks_less_and_finds_most_objects_that_the_dense_grid_finds(monkeypatch) -> None:
-    model, asked = load_segmenter("sam2-lite0", "cpu"), {"dense": 0, "sparse": 0}
-    settings = {"dense": ProposalsSettings(points_per_side=10, max_candidates=64)}
-    settings["sparse"] = settings["dense"].model_copy(update={"coarse_points_per_side": 4})
-    found, now = {"dense": 0, "sparse": 0}, ""
-    decode = model.decode
-
-    def counted(features, points, labels, wanted):
-        asked[now] += points.shape[0] * points.shape[1]
-        return decode(features, points, labels, wanted)
-
-    monkeypatch.setattr(model, "decode", counted)
-    for number in range(4):
-        drawn = draw_scene(1, number, 512)
-        image, truths = square(drawn.image, 512), [square(m[..., None], 512)[..., 0] > 0 for m in drawn.masks]
-        for now in found:
-            masks = ours(model, settings[now], image)
-            found[now] += len({j for _, j in pairs(masks, np.stack(truths), 0.5)[0]})
-    assert found["dense"] > 4
-    assert found["sparse"] >= 0.6 * found["dense"]
-    assert asked["sparse"] < asked["dense"]
