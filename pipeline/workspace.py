@@ -114,7 +114,10 @@ class Workspace:
             upstream = {stage: self.fingerprint(self.nodes[key]) for stage, key in node.inputs.items()}
             if not node.is_map and node.inputs:
                 upstream["data"] = self.data_digest(node)
-            context = StageContext(upstream, self.classes, self.config.study, self.config.cluster.batch_items)
+            cluster = self.config.cluster
+            context = StageContext(
+                upstream, self.classes, self.config.study, cluster.batch_items, compiled=cluster.compiled
+            )
             build = cast("Any", stage_class(node.stage))
             self._stages[node.key] = build(node.settings, context)
         return self._stages[node.key]

@@ -70,6 +70,8 @@ class StageContext:
     study: StudySettings = field(default_factory=StudySettings)
     batch_items: int = 8
     """Images that go through a model at once; outside the fingerprint."""
+    compiled: bool = False
+    """Image encoders go through torch.compile; outside the fingerprint."""
 
 
 @dataclass(frozen=True, slots=True)

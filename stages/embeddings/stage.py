@@ -26,14 +26,12 @@ from stages.base import StageContext, ahead, empty_arrays, read_each, status_arr
 from stages.embeddings.settings import EmbeddingsSettings
 from stages.embeddings.views import TOKEN_VIEWS, MaskedCanvas, pool, token_weights, unit
 from stages.images import Placement, content, letterbox
-from stages.models.card import feature_dims, model_card, token_grid
+from stages.models.card import ACTIVATION_BYTES, feature_dims, model_card, token_grid
 from stages.models.weights import WeightsFolder
 
 if TYPE_CHECKING:
     from stages.models.clip import ClipModel
 
-ACTIVATION_BYTES = 64_000_000
-"""Upper bound of what one image needs inside a model, in bytes."""
 UNIT_TOLERANCE = 1e-3
 
 

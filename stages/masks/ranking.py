@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from stages.images import Placement, composite
 from stages.masks.policies import ImageProposals, usable
-from stages.masks.settings import MasksSettings
+from stages.masks.settings import CROPS_TOGETHER, MasksSettings
 from stages.models.clip import ClipModel, load_clip
 
 
@@ -53,11 +53,14 @@ class Ranker:
         """
         kept = usable(proposals.candidate_scores, self._settings)
         found = np.full(len(kept), np.nan, np.float32)
-        crops = []
-        for candidate in proposals.candidates[kept]:
-            mask = np.unpackbits(candidate, axis=-1).astype(bool)
-            crops.append(composite(composite(canvas, mask, "masked", placement), mask, "crop", placement))
+        crops = [_crop(canvas, candidate, placement) for candidate in proposals.candidates[kept]]
         if crops:
-            vectors = self._model.encode_image(torch.from_numpy(np.stack(crops)), "projected", tokens=False).vectors
-            found[kept] = (vectors @ self._direction).numpy()
+            batches = (crops[i : i + CROPS_TOGETHER] for i in range(0, len(crops), CROPS_TOGETHER))
+            vectors = [self._model.encode_image(batch, "projected", tokens=False).vectors for batch in batches]
+            found[kept] = (torch.cat(vectors) @ self._direction).numpy()
         return found
+
+
+def _crop(canvas: NDArray[np.uint8], candidate: NDArray[np.uint8], placement: Placement) -> NDArray[np.uint8]:
+    mask = np.unpackbits(candidate, axis=-1).astype(bool)
+    return composite(composite(canvas, mask, "masked", placement), mask, "crop", placement)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,9 @@ from stages.base import Settings
 
 Policy = Literal["union", "top1", "clip-rank", "saliency", "center", "box", "none", "supplied"]
 Compositing = Literal["masked", "overlay", "binary", "crop", "blur"]
+
+CROPS_TOGETHER: Final = 8
+"""Crops that go through the model of `clip-rank` at once."""
 
 
 class MasksSettings(Settings):

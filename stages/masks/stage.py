@@ -36,7 +36,8 @@ from stages.masks.policies import (
     usable,
     whole_image,
 )
-from stages.masks.settings import MasksSettings
+from stages.masks.settings import CROPS_TOGETHER, MasksSettings
+from stages.models.card import ACTIVATION_BYTES
 from stages.models.weights import WeightsFolder
 
 if TYPE_CHECKING:
@@ -119,10 +120,11 @@ class Masks:
         return {"policy": self.settings.policy, "compositing": self.settings.compositing, "ledger": list(LEDGER)}
 
     def projected_bytes(self, chunk_items: int) -> int:
-        """Results and upstream candidates of the chunk, and one large image while it is scaled."""
+        """Results and upstream candidates of the chunk, one large image while it is scaled, and what ranks crops."""
         pixels = self.settings.canvas_px**2
         from_upstream = (MOST_CANDIDATES + 2) * pixels // 8 if self.inputs else 0
-        return chunk_items * (4 * pixels + from_upstream) + LARGEST_IMAGE_BYTES
+        ranking = CROPS_TOGETHER * (ACTIVATION_BYTES + 4 * pixels) if self._ranks else 0
+        return chunk_items * (4 * pixels + from_upstream) + LARGEST_IMAGE_BYTES + ranking
 
     def load(self, device: str) -> None:
         """Load the model of `clip-rank`; the other policies have none.

@@ -30,6 +30,9 @@ LITE0_MINILM: Final[Mapping[str, Any]] = {
 """Model configuration of open_clip's CustomTextCLIP; the text tower's folder is known only where it is installed."""
 LITE0_WIDTH: Final = 1280
 
+ACTIVATION_BYTES: Final = 64_000_000
+"""Upper bound of what one image needs inside an image tower, in bytes."""
+
 SPACE: Final = ("name", "weights", "architecture", "activation", "image_px", "mean", "std", "interpolation", "features")
 """Entries that must be equal for two vectors to be compared; `dtype` only says how exactly they were computed."""
 

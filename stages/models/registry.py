@@ -15,7 +15,7 @@ from manifests.errors import WeightsError
 Features = Literal["trunk", "projected"]
 """Image features before (`trunk`) or after (`projected`) CLIP's projection."""
 
-Kind = Literal["sam2", "open_clip"]
+Kind = Literal["sam", "sam2", "open_clip"]
 Source = Literal["shipped", "package", "file", "random"]
 
 OPEN_CLIP_PREFIX: Final = "open_clip:"
@@ -41,7 +41,7 @@ class ModelEntry:
     source: Source
     """`shipped` with this package, in a weights `package`, a `file` that the user adds, or `random` (tests only)."""
     architecture: str
-    """Name of a sam2 configuration file, or of an open_clip model."""
+    """Name of a size of SAM, of a sam2 configuration file, or of an open_clip model."""
     file: str = ""
     """File in `stages/models/data` (`shipped`, `package`) or official name of the file to add; empty if any will do."""
     sha256: str | None = None
@@ -100,6 +100,12 @@ def _hiera(version: str, size: str, letter: str) -> ModelEntry:
     )
 
 
+def _sam(name: str, size: str, file: str, note: str, origin: str) -> ModelEntry:
+    return ModelEntry(
+        name=name, kind="sam", source="file", architecture=f"sam_vit_{size}", file=file, note=note, origin=origin
+    )
+
+
 def _lite0(name: str, sha256: str, trained_on: str) -> ModelEntry:
     return ModelEntry(
         name=name,
@@ -142,6 +148,26 @@ MODELS: Final[tuple[ModelEntry, ...]] = (
     ),
     *(_hiera("2.1", size, letter) for size, letter in _SIZES),
     *(_hiera("2", size, letter) for size, letter in _SIZES),
+    ModelEntry(
+        name="medsam2",
+        kind="sam2",
+        source="file",
+        architecture="sam2.1/sam2.1_hiera_t.yaml",
+        file="MedSAM2_latest.pt",
+        image_px=512,
+        note="SAM 2.1, Hiera tiny, trained on medical images at 512 px (arXiv 2504.03600)",
+        origin="wanglab/MedSAM2 on Hugging Face",
+    ),
+    _sam("sam-vit-b", "b", "sam_vit_b_01ec64.pth", "SAM, ViT-B, Apache-2.0", "facebook/sam-vit-base on Hugging Face"),
+    _sam("sam-vit-l", "l", "sam_vit_l_0b3195.pth", "SAM, ViT-L, Apache-2.0", "facebook/sam-vit-large on Hugging Face"),
+    _sam("sam-vit-h", "h", "sam_vit_h_4b8939.pth", "SAM, ViT-H, Apache-2.0", "facebook/sam-vit-huge on Hugging Face"),
+    _sam(
+        "medsam-vit-b",
+        "b",
+        "medsam_vit_b.pth",
+        "MedSAM, ViT-B, trained on boxes: points mean little to it (arXiv 2304.12306), Apache-2.0",
+        "wanglab/medsam-vit-base on Hugging Face",
+    ),
     ModelEntry(
         name="sam2-tiny-untrained",
         kind="sam2",

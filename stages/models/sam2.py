@@ -1,4 +1,4 @@
-"""SAM2 for many images and many prompts: images are encoded in batches, prompts of all of them decoded in one call.
+"""SAM and SAM2 for many images and prompts: images are encoded in batches, prompts of all of them decoded in one call.
 
 The numbers are those of the package's SAM2ImagePredictor. Neither hole filling nor sprinkle removal is done, because
 the package does them only where its CUDA extension `_C` was compiled, and otherwise skips them with a warning.
@@ -15,21 +15,27 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from manifests.errors import WeightsError
 from stages.models.checkpoints import load_strictly, read_state
 from stages.models.registry import ModelEntry
 from stages.models.sam2_architecture import instantiate_seeded, read_config, tiny_config
-from stages.models.sam2_card import DECODER_BYTES, sam2_entry, segmenter_card
+from stages.models.sam2_attention import parted
+from stages.models.sam2_card import CORNERS, DECODER_BYTES, sam2_entry, segmenter_card
 from stages.models.sam2_decoder import ImageMaps, SharedDecoder
 from stages.models.weights import WeightsFolder
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
 
+    from stages.models.sam1 import Sam
+
 MOST_PROMPTS: Final = 256
 """Prompts that one call of the decoder may hold, however much memory there is."""
+
+Adapt = Callable[[nn.Module], Mapping[str, Any]]
+"""Changes a network in place and says what it did, in JSON values."""
 
 log = logging.getLogger(__name__)
 
@@ -78,29 +84,41 @@ def _single(predicted_iou: Tensor) -> Tensor:
 
 
 class Segmenter:
-    """A loaded SAM2: encode images once, then decode any number of prompts.
+    """A loaded SAM or SAM2: encode images once, then decode any number of prompts.
 
     Parameters
     ----------
     known : ModelEntry
         What the registry says of the model.
-    network : SAM2Base
+    network : SAM2Base or Sam
         With its weights; is moved to the device.
     card : Mapping[str, Any]
         JSON values that say what masks depend on.
     device : str
         Torch device, such as `cpu` or `cuda:0`.
+    compiled : bool
+        The image encoder goes through torch.compile, which takes minutes at its first call and needs a C++ compiler.
     """
 
-    def __init__(self, known: ModelEntry, network: SAM2Base, card: Mapping[str, Any], device: str) -> None:
+    def __init__(
+        self,
+        known: ModelEntry,
+        network: SAM2Base | Sam,
+        card: Mapping[str, Any],
+        device: str,
+        *,
+        compiled: bool = False,
+    ) -> None:
         self.name = known.name
         self.image_px = known.image_px
         self.card = dict(card)
         self.device = torch.device(device)
-        self._network = network.to(self.device)
+        self._network: Any = network.to(self.device)
+        self._encode = torch.compile(self._network.forward_image) if compiled else self._network.forward_image
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(card["mean"], device=self.device).view(shape)
         self._std = torch.tensor(card["std"], device=self.device).view(shape)
+        self._boxes_are_padded = getattr(network, "boxes_are_padded", True)
         prompt, decoder = self._network.sam_prompt_encoder, self._network.sam_mask_decoder
         dtype = torch.float32 if card["precision"] == "float32" else torch.bfloat16
         self._decoder = SharedDecoder(decoder, prompt.get_dense_pe(), prompt.no_mask_embed.weight, dtype)
@@ -134,11 +152,11 @@ class Segmenter:
         if images.shape[1] != self.image_px:
             pixels = F.interpolate(pixels, (self.image_px, self.image_px), mode="bilinear", antialias=True)
         with self._autocast():
-            maps = self._network.forward_image((pixels - self._mean) / self._std)["backbone_fpn"]
-        embedding = maps[-1]
+            maps = self._encode((pixels - self._mean) / self._std)["backbone_fpn"]
+        *finer, embedding = maps
         if self._network.directly_add_no_mem_embed:
             embedding = embedding + self._network.no_mem_embed.view(1, -1, 1, 1)
-        return ImageFeatures(self._decoder.maps(embedding, maps[0], maps[1]), images.shape[1])
+        return ImageFeatures(self._decoder.maps(embedding, finer), images.shape[1])
 
     @torch.inference_mode()
     def decode(
@@ -174,12 +192,17 @@ class Segmenter:
         if not bool(((points >= 0) & (points <= features.canvas_px)).all()):
             raise ValueError(f"points: expected x and y in 0..{features.canvas_px}, got {points.min()}..{points.max()}")
         scaled = points.to(self.device, torch.float32) / features.canvas_px * self.image_px
-        prompts, _ = self._network.sam_prompt_encoder(
-            points=(scaled.flatten(0, 1), labels.to(self.device).flatten(0, 1)), boxes=None, masks=None
-        )
-        answer = self._decoder.answer(features.maps, prompts.unflatten(0, labels.shape[:2]))
+        prompts = self._embed(scaled.flatten(0, 1), labels.to(self.device).flatten(0, 1))
+        answer = self._decoder.answer(features.maps, parted(prompts, 0, *labels.shape[:2]))
         chosen = wanted(answer.predicted_iou)
         return Decoded(self._decoder.upscale(features.maps, answer, chosen), answer.predicted_iou, chosen)
+
+    def _embed(self, points: Tensor, labels: Tensor) -> Tensor:
+        """Points, (Q, n, 2), and their labels as tokens, (Q, n or n + 1, C)."""
+        encoder: Callable[..., tuple[Tensor, Tensor]] = self._network.sam_prompt_encoder
+        if not self._boxes_are_padded and bool((labels == labels.new_tensor(CORNERS)).all()):
+            return encoder(points=None, boxes=points.flatten(1), masks=None)[0]
+        return encoder(points=(points, labels), boxes=None, masks=None)[0]
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.card["precision"] == "float32":
@@ -187,8 +210,10 @@ class Segmenter:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
 
-def load_segmenter(name: str, device: str, precision: str = "float32") -> Segmenter:
-    """Load a SAM2 model by its name in the registry, from local files alone.
+def load_segmenter(
+    name: str, device: str, precision: str = "float32", *, compiled: bool = False, adapt: Adapt | None = None
+) -> Segmenter:
+    """Load a SAM or SAM2 model by its name in the registry, from local files alone.
 
     Parameters
     ----------
@@ -198,20 +223,27 @@ def load_segmenter(name: str, device: str, precision: str = "float32") -> Segmen
         Torch device, such as `cpu` or `cuda:0`.
     precision : str
         `float32`, or `bfloat16` for autocast.
+    compiled : bool
+        See `Segmenter`.
+    adapt : Adapt, optional
+        Changes the loaded network in place, as adapters do; what it returns is added to the card as `adapter`.
 
     Raises
     ------
     WeightsError
-        If the model is unknown or no SAM2, or its weights are missing, altered or of another architecture.
+        If the model is unknown or of another kind, or its weights are missing, altered or of another architecture.
     """
     known = sam2_entry(name)
     if known.source == "random":
         log.warning("%s is untrained: its masks are random and mean nothing. Use it in tests only.", name)
     path = None if known.source == "random" else WeightsFolder().verified_path(name)
-    return Segmenter(known, assemble(known, path), segmenter_card(name, precision), device)
+    network, card = assemble(known, path), segmenter_card(name, precision)
+    if adapt is not None:
+        card["adapter"] = dict(adapt(network))
+    return Segmenter(known, network, card, device, compiled=compiled)
 
 
-def assemble(known: ModelEntry, path: Path | None) -> SAM2Base:
+def assemble(known: ModelEntry, path: Path | None) -> SAM2Base | Sam:
     """Build a model's network and load a file into it, strictly.
 
     Raises
@@ -229,7 +261,13 @@ def assemble(known: ModelEntry, path: Path | None) -> SAM2Base:
 
         network = instantiate_seeded(sam2_lite0.lite0_config(known.architecture, known.image_px))
         sam2_lite0.load_lite0_parts(network, state, what)
+    elif known.kind == "sam":
+        from stages.models.sam1 import build_sam
+
+        network = build_sam(known.architecture, known.image_px, state, what)
     else:
-        network = instantiate_seeded(read_config(known.architecture))
+        config = read_config(known.architecture)
+        config.image_size = known.image_px
+        network = instantiate_seeded(config)
         load_strictly(network, state, what)
     return network

@@ -1,4 +1,4 @@
-"""What is known of a SAM2 model without loading it: its identity card and what memory it takes; no torch."""
+"""What is known of a SAM or SAM2 model without loading it: its identity card and what memory it takes; no torch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,21 @@ from stages.models.registry import ModelEntry, entry
 from stages.models.weights import WeightsFolder
 
 IMAGENET: Final = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Mean and standard deviation of Meta's SAM2, for pixels in 0..1."""
+"""Mean and standard deviation of Meta's SAM and SAM2, for pixels in 0..1."""
 HALF: Final = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 """Mean and standard deviation of EfficientNet-Lite0, for pixels in 0..1."""
+UNCHANGED: Final = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+"""MedSAM sees pixels in 0..1."""
 
-DECODER_BYTES: Final = {"cpu": 2**29, "cuda": 2**33}
-"""Working memory that one call of the decoder may take, by type of device."""
+OUTSIDE: Final = 0
+INSIDE: Final = 1
+CORNERS: Final = (2, 3)
+NOTHING: Final = -1
+"""Labels of prompt points, as SAM's prompt encoder numbers them: beside or in the object, the upper left and the lower
+right corner of its box, and a point that says nothing."""
+
+DECODER_BYTES: Final = {"cpu": 2**27, "cuda": 2**33}
+"""Working memory that one call of the decoder may take, by type of device; a CPU slows down where its cache ends."""
 ENCODER_BYTES_PER_PIXEL: Final = 600
 """Working memory of the encoder for one pixel of the square that the model sees."""
 
@@ -32,10 +41,10 @@ def segmenter_card(name: str, precision: str) -> dict[str, Any]:
     Raises
     ------
     WeightsError
-        If the model is unknown, is no SAM2, or its file was not added.
+        If the model is unknown, is neither SAM nor SAM2, or its file was not added.
     """
     known = sam2_entry(name)
-    mean, std = HALF if known.source == "shipped" else IMAGENET
+    mean, std = HALF if known.source == "shipped" else UNCHANGED if name.startswith("medsam-") else IMAGENET
     return {
         "name": name,
         "weights": WeightsFolder().digests(name),
@@ -50,7 +59,7 @@ def segmenter_card(name: str, precision: str) -> dict[str, Any]:
 
 
 def sam2_entry(name: str) -> ModelEntry:
-    """Look up a SAM2 model by name.
+    """Look up a SAM or SAM2 model by name.
 
     Raises
     ------
@@ -58,6 +67,6 @@ def sam2_entry(name: str) -> ModelEntry:
         If there is no such model, or it is of another kind.
     """
     known = entry(name)
-    if known.kind != "sam2":
-        raise WeightsError(f"{name} is no SAM2 model.", "See: pipeline weights list")
+    if known.kind not in ("sam", "sam2"):
+        raise WeightsError(f"{name} is neither SAM nor SAM2.", "See: pipeline weights list")
     return known

@@ -1,13 +1,15 @@
 """SAM2's mask decoder for many prompts on few images: the package's numbers, rearranged so that less is computed.
 
 Nothing is approximated; for attention see `sam2_attention`. What the first layer makes of the image alone is computed
-once for an image. The IoU head reads the tokens only, so it comes first, and only masks that someone wants are
-upscaled. Transposed convolutions of kernel and stride 2 are products of cells, which
-keep their order until the mask is whole. Architecture: SAM2 (arXiv 2408.00714), `sam2/modeling/sam` of the package.
+once for an image. The IoU head reads one token, so that the last attention is computed for this token first, and for
+the tokens of those masks that someone wants afterwards; only these are upscaled. Transposed convolutions of kernel and
+stride 2 are products of cells, which keep their order until the mask is whole. Architecture: SAM2 (arXiv 2408.00714),
+`sam2/modeling/sam` of the package.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
@@ -36,7 +38,8 @@ class ImageMaps(NamedTuple):
     queries: Tensor
     """(B, heads, N, d), of the first layer's attention from image to tokens."""
     middle: Tensor
-    """(B, N, 4, C / 4), features at twice the resolution, the four parts of each cell together."""
+    """(B, N, 4, C / 4), features at twice the resolution, the four parts of each cell together; (B, 1, 1, 1) of zeros
+    where the model has none."""
     fine: Tensor
     """(B, N, 16, C / 8), features at four times the resolution, in the same manner."""
 
@@ -46,8 +49,10 @@ class Answer(NamedTuple):
 
     cells: Tensor
     """(B, P, N, C)."""
-    mask_tokens: Tensor
-    """(B, P, 4, C)."""
+    queries: Tensor
+    """(B, P, 4, C), the masks' tokens before the last attention."""
+    tokens: Tensor
+    """(4, C), the same as they went into the transformer."""
     predicted_iou: Tensor
     """(B, P, 4) float32."""
 
@@ -82,26 +87,28 @@ class SharedDecoder:
         self._up = [_cell_weights(convolution, dtype) for convolution in (first, second)]
         self._up_norm = (norm.weight.detach().to(dtype), norm.bias.detach().to(dtype))
 
-    def maps(self, embedding: Tensor, fine: Tensor, middle: Tensor) -> ImageMaps:
+    def maps(self, embedding: Tensor, finer: Sequence[Tensor]) -> ImageMaps:
         """Prepare B images.
 
         Parameters
         ----------
         embedding : Tensor, (B, C, h, w)
             From the image encoder.
-        fine, middle : Tensor, (B, C / 8, 4 h, 4 w) and (B, C / 4, 2 h, 2 w)
-            High-resolution features.
+        finer : Sequence[Tensor]
+            High-resolution features, (B, C / 8, 4 h, 4 w) and (B, C / 4, 2 h, 2 w); empty if the model has none.
         """
         source = embedding.flatten(2).transpose(1, 2).to(self._dtype) + self._no_mask
         placed = source + self._positions
         to_image, to_tokens = self._first.to_image, self._first.to_tokens
+        none = source.new_zeros((len(source), 1, 1, 1))
+        fine, middle = (_in_cells(m.to(self._dtype), 2 - i) for i, m in enumerate(finer)) if finer else (none, none)
         return ImageMaps(
             source,
             to_image.split(placed, to_image.key),
             to_image.split(source, to_image.value),
             to_tokens.split(placed, to_tokens.query),
-            _in_cells(middle.to(self._dtype), 1),
-            _in_cells(fine.to(self._dtype), 2),
+            middle,
+            fine,
         )
 
     def answer(self, maps: ImageMaps, prompts: Tensor) -> Answer:
@@ -123,14 +130,12 @@ class SharedDecoder:
         tokens = torch.cat((fixed.expand(n_images * n_prompts, -1, -1), prompts.flatten(0, 1).to(self._dtype)), dim=1)
         queries, cells = self._first_layer(maps, tokens, n_prompts)
         queries, cells = self._second_layer(queries, cells, tokens)
-        rows = self._final.key_rows(queries + tokens)
-        scores = torch.baddbmm(rows @ self._positions[0].T, rows, cells.transpose(1, 2))
-        queries = self._final_norm(queries + self._final.from_image(cells, scores))
         at = len(own) - 2
-        iou = decoder.iou_prediction_head(queries[:, at].float())
-        shape = (n_images, n_prompts)
-        masks = queries[:, at + 1 : at + 1 + MASKS]
-        return Answer(*(parted(x, 0, *shape) for x in (cells, masks, iou.float())))
+        read = self._read(cells, queries[:, at : at + 1], fixed[at : at + 1])
+        iou = decoder.iou_prediction_head(read[:, 0].float()).float()
+        masks = slice(at + 1, at + 1 + MASKS)
+        cells, queries, iou = (parted(x, 0, n_images, n_prompts) for x in (cells, queries[:, masks], iou))
+        return Answer(cells, queries, fixed[masks], iou)
 
     def upscale(self, maps: ImageMaps, answer: Answer, wanted: Tensor) -> Tensor:
         """Logits of some masks.
@@ -150,19 +155,27 @@ class SharedDecoder:
             In the order of the images, their prompts and their masks.
         """
         image, prompt = wanted.any(dim=2).nonzero(as_tuple=True)
-        decoder = self._decoder
-        tokens = answer.mask_tokens[image, prompt].float()
-        heads = [decoder.output_hypernetworks_mlps[i](tokens[:, i]) for i in range(MASKS)]
-        cells = answer.cells[image, prompt]
-        up = _up(cells, self._up[0]) + maps.middle[image]
-        up = F.gelu(F.layer_norm(up, up.shape[-1:], *self._up_norm, eps=LAYER_NORM_2D_EPS))
-        up = F.gelu(_up(up, self._up[1]).flatten(2, 3) + maps.fine[image])
-        products = up.flatten(1, 2) @ torch.stack(heads, dim=2).to(self._dtype)
+        some = wanted.flatten(0, 1).any(dim=0).nonzero()[:, 0]
+        networks = [self._decoder.output_hypernetworks_mlps[i] for i in some.tolist()]
         height, width = self._shape
-        # (K, h, w, y of 2, x of 2, y of 4, x of 4, 4): rows are cell, half, quarter.
-        parts = products.view(len(image), height, width, 2, 2, 2, 2, MASKS).permute(0, 7, 1, 3, 5, 2, 4, 6)
-        chosen = wanted[image, prompt]
-        return parts[chosen].float().reshape(-1, 4 * height, 4 * width)
+        if not networks:
+            return answer.cells.new_zeros((0, 4 * height, 4 * width), dtype=torch.float32)
+        cells = answer.cells[image, prompt]
+        tokens = self._read(cells, answer.queries[image, prompt][:, some], answer.tokens[some]).float()
+        heads = torch.stack([network(tokens[:, i]) for i, network in enumerate(networks)], dim=1).to(self._dtype)
+        up = _add_maps(_up(cells, self._up[0]), maps.middle, image)
+        up = F.gelu(F.layer_norm(up, up.shape[-1:], *self._up_norm, eps=LAYER_NORM_2D_EPS))
+        up = F.gelu(_add_maps(_up(up, self._up[1]).flatten(2, 3), maps.fine, image))
+        products = torch.bmm(heads, up.flatten(1, 2).transpose(1, 2))[wanted[image, prompt][:, some]]
+        # (M, h, w, y of 2, x of 2, y of 4, x of 4): rows are cell, half, quarter.
+        parts = products.float().view(-1, height, width, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4, 6)
+        return parts.reshape(-1, 4 * height, 4 * width)
+
+    def _read(self, cells: Tensor, queries: Tensor, tokens: Tensor) -> Tensor:
+        """Let some tokens attend to the cells for the last time, (Q, n, C)."""
+        rows = self._final.key_rows(queries + tokens)
+        scores = torch.baddbmm(rows @ self._positions[0].T, rows, cells.transpose(1, 2))
+        return self._final_norm(queries + self._final.from_image(cells, scores))
 
     def _first_layer(self, maps: ImageMaps, tokens: Tensor, n_prompts: int) -> tuple[Tensor, Tensor]:
         layer = self._first
@@ -213,6 +226,11 @@ def _up(cells: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
     """(..., in) -> (..., 4, out): the four parts of every cell."""
     parts: Tensor = F.linear(cells, *weights)
     return parted(parts, -1, 4, -1)
+
+
+def _add_maps(x: Tensor, maps: Tensor, image: Tensor) -> Tensor:
+    """Add to each row the map of its image, in place."""
+    return x.add_(maps if len(maps) == 1 else maps[image])
 
 
 def _in_cells(maps: Tensor, halvings: int) -> Tensor:

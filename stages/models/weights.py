@@ -246,7 +246,7 @@ def check_fits(known: ModelEntry, file: Path) -> None:
     WeightsError
         If it is damaged, holds code or NaN, or a key or shape differs.
     """
-    if known.kind == "sam2":
+    if known.kind in ("sam", "sam2"):
         from stages.models.sam2 import assemble
 
         assemble(known, file)

@@ -130,6 +130,14 @@ def best(masks: ScoredMasks, at_most: int) -> ScoredMasks:
     return masks.take(quality.argsort(descending=True, stable=True)[:at_most])
 
 
+def measured(packed: Tensor, predicted_iou: Tensor, stability: Tensor, placement: Placement) -> ScoredMasks:
+    """Measure packed masks, (n, S, S // 8), whose other scores, (n,), are known: area, border share and box."""
+    edge = pack(torch.from_numpy(border(placement, packed.shape[1])).to(packed.device))[None]
+    area = areas(packed) / (placement.height * placement.width)
+    touching = areas(packed & edge) / areas(edge)
+    return ScoredMasks(packed, torch.stack((predicted_iou, stability, area, touching), dim=1).float(), boxes(packed))
+
+
 def _score_block(
     logits: Tensor, predicted_iou: Tensor, placement: Placement, canvas_px: int, offset: float
 ) -> ScoredMasks:
@@ -143,12 +151,8 @@ def _score_block(
         canvas[:, rows, columns] = inside > threshold
         return pack(canvas)
 
-    masks = above(0)
     stability = areas(above(offset)) / areas(above(-offset)).clamp(min=1)
-    edge = pack(torch.from_numpy(border(placement, canvas_px)).to(logits.device))[None]
-    area = areas(masks) / (placement.height * placement.width)
-    touching = areas(masks & edge) / areas(edge)
-    return ScoredMasks(masks, torch.stack((predicted_iou, stability, area, touching), dim=1).float(), boxes(masks))
+    return measured(above(0), predicted_iou, stability, placement)
 
 
 def _coarser(span: slice, scale: float) -> slice:

@@ -33,7 +33,7 @@ class Proposals:
     settings : ProposalsSettings
         Determine the results.
     context : StageContext
-        Only the batch size is used, and it does not change results.
+        Batch size and compilation, which do not change results.
     """
 
     name: ClassVar[str] = "proposals"
@@ -55,7 +55,7 @@ class Proposals:
         Raises
         ------
         WeightsError
-            If the model is unknown, is no SAM2, or its file was not added.
+            If the model is unknown, is neither SAM nor SAM2, or its file was not added.
         """
         known = sam2_entry(self.settings.model)
         digests = WeightsFolder().digests(known.name)
@@ -83,7 +83,8 @@ class Proposals:
         seen = sam2_entry(s.model).image_px ** 2
         batch = self.context.batch_items * (6 * pixels + seen * ENCODER_BYTES_PER_PIXEL)
         # Packed masks are held twice while they are joined; 12 bytes a pixel while some are upscaled and compared.
-        masks = (self.context.batch_items + 1) * 3 * s.points_per_side**2 * pixels // 8
+        # Three masks a point; coarse to fine, a quarter as many points come first, and a box for each region last.
+        masks = (self.context.batch_items + 1) * 5 * s.points_per_side**2 * pixels // 8
         compared = UPSCALED_TOGETHER * 12 * pixels
         return chunk_items * row + batch + DECODER_BYTES["cpu"] + masks + compared + 2 * LARGEST_IMAGE_BYTES
 
@@ -98,8 +99,9 @@ class Proposals:
         from stages.models.sam2 import load_segmenter
         from stages.proposals.propose import Proposer
 
-        model = load_segmenter(self.settings.model, device, self.settings.precision)
-        self.proposer = Proposer(model, self.settings)
+        s = self.settings
+        model = load_segmenter(s.model, device, s.precision, compiled=self.context.compiled)
+        self.proposer = Proposer(model, s)
 
     def process(self, rows: Sequence[ImageRow], source: ImageSource, upstream: Mapping[str, ChunkArrays]) -> UnitResult:  # noqa: ARG002
         """Propose masks for one chunk, a batch at a time; no candidate at all is a valid result."""

@@ -20,9 +20,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from manifests.errors import WeightsError
+from manifests.fingerprint import digest_file
+from manifests.readers import ImageSource
+from manifests.types import ImageRow, Split
 from stages.base import StageContext
 from stages.embeddings.settings import EmbeddingsSettings
 from stages.embeddings.stage import Embeddings
+from stages.images import Placement, composite
+from stages.masks.settings import MasksSettings
+from stages.masks.stage import Masks
 from stages.models import card, open_clip_files, weights
 from stages.models.clip import ClipModel, load_clip, resize
 from stages.models.converted import Converted
@@ -253,3 +259,35 @@ def test_declared_outputs_are_what_the_model_gives(lite0: ClipModel) -> None:
     assert encoding.tokens is not None
     assert (encoding.vectors.shape[1], tuple(encoding.tokens.shape[1:])) == (image.item_shape[1], tokens.item_shape)
     assert stage.attributes()["card"] == {**lite0.card, "features": "trunk"}
+
+
+def test_clip_rank_takes_the_candidate_whose_crop_is_most_like_the_prompts(lite0: ClipModel, tmp_path: Path) -> None:
+    side, prompts = 128, ("a tabby cat", "an animal")
+    image = np.random.default_rng(1).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    image[:64, :64] = np.linspace(0, 255, 64, dtype=np.uint8)[:, None]
+    masks = np.zeros((20, side, side), dtype=bool)
+    for k, mask in enumerate(masks):
+        mask[5 * k : 5 * k + 24, 4 * k : 4 * k + 30] = True
+    packed = np.packbits(masks, axis=-1)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    digest = digest_file(tmp_path / "a.png")
+    row = ImageRow(0, digest[:16], "a.png", "", "", digest, 1, side, side, "RGB", "a", Split.TRAIN, "g", "", "")
+    given = {
+        "candidates": packed[None],
+        "candidate_scores": np.tile(np.float32([0.9, 0.9, 0.05, 0.0]), (1, len(masks), 1)),
+        "fixed": packed[None, :2],
+        "fixed_scores": np.ones((1, 2, 4), np.float32),
+        "placement": np.array([[0, 0, side, side]], np.int32),
+        "status": np.zeros(1, np.uint8),
+    }
+    settings = MasksSettings(policy="clip-rank", clip_prompts=prompts, canvas_px=side)
+    stage = Masks(settings, StageContext({"proposals": "f" * 64}))
+    stage.load("cpu")
+    found = stage.process([row], ImageSource(tmp_path), {"proposals": given}).arrays["mask"][0]
+    placement = Placement(0, 0, side, side)
+    crops = [composite(composite(image, m, "masked", placement), m, "crop", placement) for m in masks]
+    likeness = lite0.encode_image(crops, "projected", tokens=False).vectors @ lite0.encode_text(prompts, "projected").T
+    best = int(likeness.mean(dim=1).argmax())
+    assert float(likeness.mean(dim=1).std()) > 1e-3
+    np.testing.assert_array_equal(found, masks[best])
+    assert stage.projected_bytes(1) > Masks(MasksSettings(canvas_px=side), StageContext()).projected_bytes(1)

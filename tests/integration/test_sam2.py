@@ -229,8 +229,36 @@ def test_checkpoint_in_the_format_of_meta_is_added_and_loaded(tmp_path, monkeypa
     for other in ("sam2.1_hiera_small", "sam2_hiera_tiny"):
         with pytest.raises(WeightsError, match="do not fit each other"):
             WeightsFolder().add(other, tmp_path / "sam2.1_hiera_tiny.pt")
+    WeightsFolder().add("medsam2", tmp_path / "sam2.1_hiera_tiny.pt")
+    medsam2 = load_segmenter("medsam2", "cpu")
+    assert medsam2.image_px == S
+    features = medsam2.encode(torch.from_numpy(noise(0, S)[None]))
+    logits, _, _ = medsam2.decode(features, torch.tensor([[[[200.0, 200.0]]]]), torch.ones(1, 1, 1))
+    assert logits.shape == (3, S // 4, S // 4)
+    assert bool(logits.isfinite().all())
+
+
+def test_adapter_changes_the_network_and_is_named_in_the_card(tiny) -> None:
+    def shift(network: torch.nn.Module) -> dict[str, float]:
+        with torch.no_grad():
+            network.sam_mask_decoder.iou_prediction_head.layers[-1].bias += 1.0
+        return {"shift": 1.0}
+
+    adapted = load_segmenter("sam2-tiny-untrained", "cpu", adapt=shift)
+    assert adapted.card == tiny.card | {"adapter": {"shift": 1.0}}
+    image, point = torch.from_numpy(noise(0, TINY_PX)[None]), torch.tensor([[[[100.0, 100.0]]]])
+    scores = [m.decode(m.encode(image), point, torch.ones(1, 1, 1)).predicted_iou for m in (tiny, adapted)]
+    assert bool((scores[1] > scores[0] + 0.05).all())
+
+
+@pytest.mark.slow
+def test_compiled_encoder_gives_the_same_features(tiny) -> None:
+    compiled = load_segmenter("sam2-tiny-untrained", "cpu", compiled=True)
+    image = torch.from_numpy(noise(0, TINY_PX)[None])
+    expected, found = (m.encode(image).maps.source for m in (tiny, compiled))
+    torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.std()), rtol=0)
 
 
 def test_clip_model_is_refused_as_a_segmenter() -> None:
-    with pytest.raises(WeightsError, match="is no SAM2 model"):
+    with pytest.raises(WeightsError, match="is neither SAM nor SAM2"):
         load_segmenter("lite0-minilm", "cpu")

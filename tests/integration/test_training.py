@@ -11,14 +11,14 @@ from PIL import Image
 
 from manifests.errors import UsageError
 from stages.models.training.losses import mask_losses, object_loss, true_iou
-from stages.models.training.samples import HELD_OUT_SEED, STRIDE, Phase, Samples, read_labelled
+from stages.models.training.samples import HELD_OUT_SEED, STRIDE, Mixture, Phase, Samples, read_labelled
 from stages.models.training.train import RECIPES, Recipe, Training, main, schedule
 
-SMALL = Recipe(2, (Phase(64, 3, 2), Phase(128, 3, 2)), 1e-3, 0.0)
+SMALL = Recipe(2, (Phase(64, 3, 2), Phase(128, 3, 2)), 1e-3, Mixture())
 
 
 def samples(seed: int = 0) -> Samples:
-    return Samples(SMALL.phases, seed, (), 0.0)
+    return Samples(SMALL.phases, seed, (), Mixture())
 
 
 def outlined(folder: Path, *, mask_px: int = 80) -> Path:
@@ -41,7 +41,7 @@ def test_a_step_gives_the_same_batch_again_and_another_step_another() -> None:
 
 
 def test_clicks_lie_in_their_objects_and_boxes_around_them() -> None:
-    batch = Samples((Phase(128, 1, 4),), 3, (), 0.0)[0]
+    batch = Samples((Phase(128, 1, 4),), 3, (), Mixture())[0]
     cells = (batch.clicks.points[:, 0] / STRIDE).long()
     covered = batch.clicks.truth[torch.arange(len(cells)), cells[:, 1], cells[:, 0]]
     assert bool((covered > 0).all())
@@ -96,7 +96,7 @@ def test_predicted_iou_is_taught_for_every_mask() -> None:
 def test_training_that_was_stopped_ends_with_the_same_weights(tmp_path: Path) -> None:
     through = Training(SMALL, samples(), 0, "cpu")
     through.run(tmp_path / "through", workers=0)
-    stopped = Training(SMALL, Samples(SMALL.phases[:1], 0, (), 0.0), 0, "cpu")
+    stopped = Training(SMALL, Samples(SMALL.phases[:1], 0, (), Mixture()), 0, "cpu")
     # The rate follows from the length of the whole training, so that the stopped one must know it.
     stopped._samples = samples()
     stopped._prime()
@@ -112,7 +112,7 @@ def test_training_that_was_stopped_ends_with_the_same_weights(tmp_path: Path) ->
 
 def test_it_learns_a_batch_by_heart() -> None:
     training = Training(
-        Recipe(2, (Phase(128, 1000, 2),), 2e-3, 0.0), Samples((Phase(128, 1000, 2),), 1, (), 0.0), 0, "cpu"
+        Recipe(2, (Phase(128, 1000, 2),), 2e-3, Mixture()), Samples((Phase(128, 1000, 2),), 1, (), Mixture()), 0, "cpu"
     )
     batch = training._samples[0]
     losses = [training._learn(batch)["loss"] for _ in range(40)]
@@ -135,6 +135,6 @@ def test_rate_rises_then_falls() -> None:
 
 
 def test_recipe_with_outlined_images_asks_for_them(tmp_path: Path) -> None:
-    assert RECIPES["sam2-lite0"].labelled_share > 0
+    assert RECIPES["sam2-lite0"].mixture.labelled_share > 0
     with pytest.raises(UsageError, match="--labelled"):
         main(["sam2-lite0", str(tmp_path / "out.safetensors"), "--work", str(tmp_path)])

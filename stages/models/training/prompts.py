@@ -12,15 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
-INSIDE: Final = 1
-OUTSIDE: Final = 0
-CORNERS: Final = (2, 3)
-"""Labels of a box's upper left and lower right corner, as SAM2's prompt encoder numbers them."""
-NOTHING: Final = -1
-"""Label of a point that says nothing: an image without a prompt."""
+from stages.models.sam2_card import INSIDE, OUTSIDE
 
-EXACT_BOXES: Final = 0.4
-"""Share of boxes without jitter."""
 JITTER: Final = 0.1
 """Largest standard deviation of a box's sides, as a share of width and height."""
 MOST_JITTER_PX: Final = 20.0
@@ -79,7 +72,7 @@ def box_of(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
     return np.array([[columns[0], rows[0]], [columns[-1] + 1, rows[-1] + 1]], dtype=np.float32)
 
 
-def jittered_box(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.float32]:
+def jittered_box(mask: NDArray[np.bool_], rng: np.random.Generator, exact_share: float) -> NDArray[np.float32]:
     """Box of a mask, exact or with each side moved, (2, 2) float32, x, y; it stays on the canvas and keeps an area.
 
     Parameters
@@ -88,12 +81,14 @@ def jittered_box(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[n
         With at least one pixel.
     rng : numpy.random.Generator
         Drawn from the same number of times whatever it draws.
+    exact_share : float
+        How often the box is exact, 0..1.
 
     Returns
     -------
     ndarray of float32, (2, 2)
     """
-    exact, spread, noise = rng.random() < EXACT_BOXES, rng.uniform(0, JITTER), rng.standard_normal((2, 2))
+    exact, spread, noise = rng.random() < exact_share, rng.uniform(0, JITTER), rng.standard_normal((2, 2))
     box = box_of(mask)
     if exact:
         return box

@@ -65,6 +65,16 @@ class Phase:
     """Images in a step."""
 
 
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """What is shown, and how exactly it is pointed at."""
+
+    labelled_share: float = 0.0
+    """How often an image of the outlined set is shown instead of a scene, 0..1."""
+    exact_boxes: float = 0.4
+    """Share of boxes without jitter."""
+
+
 class Samples(Dataset[Batch]):
     """Endless scenes and, in part, labelled images; indexed by step.
 
@@ -76,17 +86,18 @@ class Samples(Dataset[Batch]):
         Of all that is random.
     labelled : Sequence[Labelled]
         Real images; may be empty.
-    labelled_share : float
-        How often one of them is taken instead of a scene, 0..1.
+    mixture : Mixture
+        Shares of images and boxes.
     """
 
-    def __init__(self, phases: Sequence[Phase], seed: int, labelled: Sequence[Labelled], labelled_share: float) -> None:
+    def __init__(self, phases: Sequence[Phase], seed: int, labelled: Sequence[Labelled], mixture: Mixture) -> None:
         if seed == HELD_OUT_SEED:
             raise UsageError(f"Seed {seed} belongs to the scenes that are held out.", "Take another seed.")
         self._phases = tuple(phases)
         self._seed = seed
         self._labelled = labelled
-        self._share = labelled_share if labelled else 0.0
+        self._share = mixture.labelled_share if labelled else 0.0
+        self._exact_boxes = mixture.exact_boxes
 
     def __len__(self) -> int:
         return sum(p.steps for p in self._phases)
@@ -113,7 +124,7 @@ class Samples(Dataset[Batch]):
             rng = np.random.default_rng([self._seed, step, k])
             views.append(random_view(self._draw(phase.image_px, rng), phase.image_px, rng))
             streams.append(rng)
-        return assemble(views, streams)
+        return assemble(views, streams, self._exact_boxes)
 
     def _draw(self, image_px: int, rng: np.random.Generator) -> Labelled:
         if rng.random() < self._share:
@@ -123,7 +134,7 @@ class Samples(Dataset[Batch]):
         return Labelled(scene.image, scene.masks, lesions if any(lesions) else (True,) * len(lesions))
 
 
-def assemble(views: Sequence[View], streams: Sequence[np.random.Generator]) -> Batch:
+def assemble(views: Sequence[View], streams: Sequence[np.random.Generator], exact_boxes: float) -> Batch:
     """Draw prompts on every view.
 
     Parameters
@@ -132,6 +143,8 @@ def assemble(views: Sequence[View], streams: Sequence[np.random.Generator]) -> B
         At least one; all of one size.
     streams : Sequence[numpy.random.Generator]
         One for each view.
+    exact_boxes : float
+        Share of boxes without jitter, 0..1.
 
     Returns
     -------
@@ -147,7 +160,7 @@ def assemble(views: Sequence[View], streams: Sequence[np.random.Generator]) -> B
             clicks.add(index, click_inside(mask, rng)[None], mask)
         for _ in range(BOXES if len(view.masks) else 0):
             mask = view.masks[int(rng.integers(len(view.masks)))]
-            boxes.add(index, jittered_box(mask, rng), mask)
+            boxes.add(index, jittered_box(mask, rng, exact_boxes), mask)
         for _ in range(BESIDE):
             point = click_beside(view.masks[:, ::STRIDE, ::STRIDE], view.content[::STRIDE, ::STRIDE], rng)
             if point[0] >= 0:

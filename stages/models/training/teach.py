@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages.models.sam2_card import CORNERS, INSIDE, NOTHING
 from stages.models.training.losses import beside_loss, object_loss
-from stages.models.training.prompts import CORNERS, INSIDE, NOTHING, correction
+from stages.models.training.prompts import correction
 from stages.models.training.samples import STRIDE, Batch, Prompts
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from stages.models.checkpoints import read_state
 from stages.models.sam2_architecture import instantiate_seeded
 from stages.models.sam2_lite0 import lite0_config, load_trunk, trained_parts
 from stages.models.training.primer import hidden_ellipses
-from stages.models.training.samples import Batch, Phase, Samples, read_labelled
+from stages.models.training.samples import Batch, Mixture, Phase, Samples, read_labelled
 from stages.models.training.scenes import draw_scene
 from stages.models.training.teach import Teacher
 
@@ -61,13 +61,14 @@ class Recipe:
     """Steps on hidden ellipses before the first phase."""
     phases: tuple[Phase, ...]
     learning_rate: float
-    labelled_share: float
-    """How often an image of the outlined set is shown instead of a scene."""
+    mixture: Mixture
 
 
 RECIPES: Final[Mapping[str, Recipe]] = {
-    "sam2-lite0-synthetic": Recipe(800, (Phase(128, 800, 12), Phase(256, 2800, 6), Phase(512, 300, 4)), 8e-4, 0.0),
-    "sam2-lite0": Recipe(0, (Phase(256, 500, 6), Phase(512, 250, 4)), 5e-4, 0.6),
+    "sam2-lite0-synthetic": Recipe(
+        800, (Phase(128, 800, 12), Phase(256, 2800, 6), Phase(512, 300, 4)), 8e-4, Mixture()
+    ),
+    "sam2-lite0": Recipe(0, (Phase(512, 1400, 4),), 5e-4, Mixture(labelled_share=0.7, exact_boxes=0.7)),
 }
 
 
@@ -226,10 +227,10 @@ def train(name: str, out: Path, options: argparse.Namespace) -> None:
         If the recipe needs outlined images or a start, and none is given.
     """
     recipe = RECIPES[name]
-    if recipe.labelled_share and not (options.labelled and options.start):
+    if recipe.mixture.labelled_share and not (options.labelled and options.start):
         raise UsageError(f"{name} needs outlined images and a start.", "Give --labelled FOLDER and --start FILE.")
-    labelled = read_labelled(options.labelled, "train") if recipe.labelled_share else ()
-    samples = Samples(recipe.phases, options.seed, labelled, recipe.labelled_share)
+    labelled = read_labelled(options.labelled, "train") if recipe.mixture.labelled_share else ()
+    samples = Samples(recipe.phases, options.seed, labelled, recipe.mixture)
     training = Training(recipe, samples, options.seed, options.device)
     if options.start:
         training.start_from(read_state(options.start))

@@ -33,9 +33,14 @@ SETTINGS = ProposalsSettings(canvas_px=S, points_per_side=2, max_candidates=6)
 class Features(NamedTuple):
     images: torch.Tensor
 
+    def of(self, index: int) -> Features:
+        return Features(self.images[index : index + 1])
+
 
 class Discs:
     """Discs around each prompt's first point, the single mask like the first of three; logits fall by one a pixel."""
+
+    device = torch.device("cpu")
 
     def __init__(self, radii=(6.0, 8.0, 10.0), predicted=(0.9, 0.7, 0.3), prompts_per_call=3) -> None:
         self.radii, self.predicted, self.prompts_per_call = radii, predicted, prompts_per_call
@@ -53,6 +58,33 @@ class Discs:
         distance = (at - x) ** 2 + (at[:, None] - y) ** 2
         logits = torch.tensor(self.radii[:1] + self.radii).view(1, 1, 4, 1, 1) - distance[:, :, None].sqrt()
         predicted = torch.tensor((max(self.predicted), *self.predicted)).expand(*points.shape[:2], 4)
+        return Decoded(logits[wanted(predicted)], predicted, wanted(predicted))
+
+
+class Objects(Discs):
+    """Discs at fixed places: a point in one has its mask, the smallest that holds it; elsewhere nothing is likely."""
+
+    def __init__(self, *discs: tuple[float, float, float]) -> None:
+        super().__init__()
+        self.discs = torch.tensor(sorted(discs, key=lambda d: d[2]))
+        self.points: list[tuple[float, float]] = []
+        self.boxes = 0
+
+    def decode(self, features, points, labels, wanted):
+        asked = points.flatten(0, 1).mean(dim=1)
+        if points.shape[2] == 1:
+            self.points += [tuple(p) for p in asked.tolist()]
+        else:
+            self.boxes += len(asked)
+        distance = (asked[:, None] - self.discs[:, :2]).norm(dim=2)
+        inside = distance < self.discs[:, 2]
+        hit = inside.any(dim=1)
+        x, y, radius = self.discs[inside.int().argmax(dim=1)].T[..., None, None]
+        at = (torch.arange(CELLS) + 0.5) * S / CELLS
+        masks = radius - ((at - x) ** 2 + (at[:, None] - y) ** 2).sqrt()
+        shape = (*points.shape[:2], 4)
+        predicted = torch.where(hit, 0.9, 0.05)[:, None].expand(-1, 4).reshape(shape)
+        logits = masks[:, None].expand(-1, 4, -1, -1).reshape(*shape, CELLS, CELLS)
         return Decoded(logits[wanted(predicted)], predicted, wanted(predicted))
 
 
@@ -252,6 +284,50 @@ def test_batches_do_not_change_results(tmp_path, batch_items, prompts_per_call) 
     found = run(rows, tmp_path, Discs(prompts_per_call=prompts_per_call), batch_items=batch_items).arrays
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+LARGE, NESTED, SMALL = (40.0, 40.0, 18.0), (44.0, 36.0, 5.5), (8.0, 24.0, 6.0)
+
+
+def found_by(model: Objects, prompting: str) -> set[int]:
+    """Objects that some candidate covers, smallest first."""
+    settings = SETTINGS.model_copy(update={"points_per_side": 8, "max_candidates": 64, "prompting": prompting})
+    candidates, _ = next(Proposer(model, settings).propose([np.zeros((S, S, 3), np.uint8)], [Placement(0, 0, S, S)]))
+    areas = bits.areas(candidates.packed).sqrt()
+    expected = (torch.pi * model.discs[:, 2] ** 2).sqrt()
+    return {int((expected - a).abs().argmin()) for a in areas}
+
+
+def test_coarse_to_fine_finds_what_the_dense_grid_finds_and_asks_less() -> None:
+    dense, sparse = (Objects(LARGE, NESTED, SMALL) for _ in range(2))
+    assert found_by(dense, "dense") == found_by(sparse, "coarse-to-fine") == {0, 1, 2}
+    assert len(sparse.points) < 0.8 * len(dense.points)
+
+
+def test_object_in_a_large_one_is_found_between_the_coarse_points() -> None:
+    coarse = {(x, y) for x in (8, 24, 40, 56) for y in (8, 24, 40, 56)}
+    assert all((x - NESTED[0]) ** 2 + (y - NESTED[1]) ** 2 > NESTED[2] ** 2 for x, y in coarse)
+    model = Objects(LARGE, NESTED)
+    assert found_by(model, "coarse-to-fine") == {0, 1}
+    assert NESTED[:2] in model.points
+
+
+def test_points_in_small_masks_that_are_sure_are_not_asked_again() -> None:
+    model = Objects(SMALL)
+    found_by(model, "coarse-to-fine")
+    fine = {p for p in model.points if p[0] % 8 == 4}
+    assert fine
+    assert all((x - SMALL[0]) ** 2 + (y - SMALL[1]) ** 2 > (SMALL[2] - 2) ** 2 for x, y in fine)
+
+
+def test_points_amid_nothing_are_not_asked_and_boxes_are_those_of_the_masks() -> None:
+    model = Objects(SMALL)
+    found_by(model, "coarse-to-fine")
+    assert max(x for x, _ in model.points if x % 8 == 4) < S / 2
+    assert model.boxes == 1 + 1
+    nothing = Objects((200.0, 200.0, 1.0))
+    assert found_by(nothing, "coarse-to-fine") == set()
+    assert len(nothing.points) == 16 + 1
 
 
 def test_arrays_are_those_that_the_stage_announces(tmp_path) -> None:

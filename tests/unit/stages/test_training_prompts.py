@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from stages.models.sam2_card import INSIDE, OUTSIDE
 from stages.models.training.augment import Labelled, random_view
-from stages.models.training.prompts import INSIDE, OUTSIDE, box_of, click_beside, click_inside, correction, jittered_box
+from stages.models.training.prompts import box_of, click_beside, click_inside, correction, jittered_box
 
 SIDE = 96
 
@@ -46,7 +47,7 @@ def test_no_click_beside_an_object_that_fills_the_image() -> None:
 def test_boxes_are_exact_or_off_by_a_little(disc: np.ndarray) -> None:
     exact = box_of(disc)
     assert exact.tolist() == [[36, 26], [65, 55]]
-    boxes = np.stack([jittered_box(disc, rng(k)) for k in range(300)])
+    boxes = np.stack([jittered_box(disc, rng(k), 0.4) for k in range(300)])
     assert 0.3 < (boxes == exact).all(axis=(1, 2)).mean() < 0.5
     assert np.abs(boxes - exact).max() <= 29 / 3
     assert (boxes[:, 1] > boxes[:, 0]).all()

@@ -1,0 +1,1 @@
+"""Tests that need a CUDA device; each skips where there is none."""
