@@ -138,7 +138,7 @@ _SIZES: Final = (("tiny", "t"), ("small", "s"), ("base_plus", "b+"), ("large", "
 MODELS: Final[tuple[ModelEntry, ...]] = (
     _lite0(
         "sam2-lite0",
-        "2cd18f00aaf4cd7d8836021d4fe4c4b0479aa6aa07b54c2f9c5f2144f54bcdac",
+        "21d8d00a3393e38adc22038c77f188eb56abc4388fae418204d26df15f4a3895",
         "synthetic scenes and breast ultrasound (BUSI); research only",
     ),
     _lite0(
