@@ -31,11 +31,11 @@ from stages.proposals.settings import ProposalsSettings
 if TYPE_CHECKING:
     from stages.models.sam2 import Decoded, ImageFeatures
 
-SURE: Final = 0.7
+SURE: Final = 0.5
 """Predicted IoU from which on a mask hides the points of the full grid that lie in it."""
-MOST_HIDDEN: Final = 0.1
+MOST_HIDDEN: Final = 0.25
 """Share of the image that a mask may cover at most, to hide points."""
-HOPE: Final = 0.5
+HOPE: Final = 0.75
 """Share of `min_predicted_iou` that the coarse points around must reach, for a point of the full grid to be asked."""
 
 

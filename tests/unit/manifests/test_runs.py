@@ -164,7 +164,8 @@ def test_lines_of_several_writers_do_not_mix(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(read_events(path)) == len(path.read_text().splitlines()) == 800
+    # Who opens the file while another writes may take the line for torn, and begins with an empty one.
+    assert len(read_events(path)) == len([line for line in path.read_text().splitlines() if line]) == 800
 
 
 def test_event_that_is_no_json_is_refused_whole(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import zarr
 
 from manifests import disk
 from manifests.errors import StoreError
+from manifests.shards import items_together
 from manifests.store import StageStore
 from manifests.types import ArraySpec, Chunk
 from tests.stores import SPECS, chunks_of, open_store
@@ -28,8 +29,13 @@ def test_new_store_is_a_complete_zarr_group(tmp_path: Path) -> None:
     group = zarr.open_group(tmp_path / "s" / "data.zarr", mode="r")
     mask, score = group["mask"], group["score"]
     assert sorted(group.array_keys()) == ["mask", "masked_image", "score", "status"]
-    assert (mask.shape, mask.chunks, mask.shards) == ((10, 16, 16), (1, 16, 16), (4, 16, 16))
+    assert (mask.shape, mask.chunks, mask.shards) == ((10, 16, 16), (4, 16, 16), (4, 16, 16))
     assert (score.shape, score.chunks, score.shards) == ((10,), (4,), None)
+
+
+@pytest.mark.parametrize(("chunk_items", "expected"), [(64, 8), (20, 5), (12, 6), (13, 1), (1, 1), (4, 4)])
+def test_inner_chunks_are_a_few_whole_rows(chunk_items: int, expected: int) -> None:
+    assert items_together(chunk_items) == expected
 
 
 def test_every_array_has_named_axes_and_checksummed_zstd(tmp_path: Path) -> None:
