@@ -120,7 +120,7 @@ class ArraySpec:
     fill: float = 0.0
     """Fill value of rows that were not computed; NaN is allowed for float types."""
     per_item: bool = False
-    """True: inner chunks of a few images inside a shard a chunk (large items); False: one chunk for all rows of a unit."""
+    """True: inner chunks of a few images in a shard a unit (large items); False: one chunk for all rows of a unit."""
 
 
 @dataclass(frozen=True, slots=True)

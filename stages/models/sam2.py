@@ -151,9 +151,11 @@ class Segmenter:
         pixels = images.to(self.device).permute(0, 3, 1, 2).float().div(255)
         if images.shape[1] != self.image_px:
             pixels = F.interpolate(pixels, (self.image_px, self.image_px), mode="bilinear", antialias=True)
+        # On a CPU several images together only leave the cache: one by one takes a third less time.
+        parts = pixels.split(1) if self.device.type == "cpu" else (pixels,)
         with self._autocast():
-            maps = self._encode((pixels - self._mean) / self._std)["backbone_fpn"]
-        *finer, embedding = maps
+            encoded = [self._encode((part - self._mean) / self._std)["backbone_fpn"] for part in parts]
+        *finer, embedding = encoded[0] if len(encoded) == 1 else map(torch.cat, zip(*encoded, strict=True))
         if self._network.directly_add_no_mem_embed:
             embedding = embedding + self._network.no_mem_embed.view(1, -1, 1, 1)
         return ImageFeatures(self._decoder.maps(embedding, finer), images.shape[1])
