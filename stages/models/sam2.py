@@ -152,7 +152,7 @@ class Segmenter:
         if images.shape[1] != self.image_px:
             pixels = F.interpolate(pixels, (self.image_px, self.image_px), mode="bilinear", antialias=True)
         # On a CPU several images together only leave the cache: one by one takes a third less time.
-        parts = pixels.split(1) if self.device.type == "cpu" else (pixels,)
+        parts = torch.split(pixels, 1) if self.device.type == "cpu" else (pixels,)
         with self._autocast():
             encoded = [self._encode((part - self._mean) / self._std)["backbone_fpn"] for part in parts]
         *finer, embedding = encoded[0] if len(encoded) == 1 else map(torch.cat, zip(*encoded, strict=True))

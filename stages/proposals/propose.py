@@ -137,11 +137,11 @@ class Proposer:
         hiding = coarse.take((coarse.scores[:, 0] >= SURE) & (coarse.scores[:, 2] <= MOST_HIDDEN))
         x, y = points[:, 0].astype(int).T
         hidden = unpack(hiding.packed)[:, y, x].any(dim=0).cpu().numpy()
-        parts = [coarse]
-        for labels, wanted in (((INSIDE,), self._confident), (CORNERS, self._confident_single)):
-            prompts = points[~hidden] if labels == (INSIDE,) else _corners(distinct(concatenate(parts), s.nms_iou))
-            parts += self._masks(features, prompts[None], labels, [placement], wanted, s.min_stability).masks
-        return concatenate(parts)
+        asked = self._masks(features, points[None, ~hidden], (INSIDE,), [placement], self._confident, s.min_stability)
+        clicked = concatenate([coarse, *asked.masks])
+        boxes = distinct(clicked, s.nms_iou).boxes.view(1, -1, 2, 2).cpu().numpy()
+        asked = self._masks(features, boxes, CORNERS, [placement], self._confident_single, s.min_stability)
+        return concatenate([clicked, *asked.masks])
 
     def _confident(self, predicted_iou: Tensor) -> Tensor:
         return all_three(predicted_iou) & (predicted_iou > self.settings.min_predicted_iou)
@@ -185,9 +185,3 @@ class _Found(NamedTuple):
     """By image."""
     hope: Tensor
     """(B, P) float32, the highest predicted IoU of each prompt; on the CPU."""
-
-
-def _corners(masks: ScoredMasks) -> NDArray[np.float32]:
-    """Boxes as prompts, (n, 2, 2)."""
-    corners: NDArray[np.float32] = masks.boxes.view(-1, 2, 2).cpu().numpy()
-    return corners
