@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -81,3 +83,25 @@ def test_one_image_at_a_time_gives_what_a_batch_gives(random_model) -> None:
         assert len(alone) == len(batched)
         torch.testing.assert_close(batched.scores, alone.scores, atol=1e-4, rtol=0)
         torch.testing.assert_close(fixed.scores, alone_fixed.scores, atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+def test_coarse_to_fine_asks_less_than_half_and_finds_what_the_dense_grid_finds(monkeypatch) -> None:
+    model, asked, found = load_segmenter("sam2-lite0", "cpu"), Counter[str](), Counter[str]()
+    decode = model.decode
+    now = ""
+
+    def counted(features, points, labels, wanted):
+        asked[now] += points.shape[0] * points.shape[1]
+        return decode(features, points, labels, wanted)
+
+    monkeypatch.setattr(model, "decode", counted)
+    for number in range(8):
+        drawn = draw_scene(1, number, 512)
+        image, truths = square(drawn.image, 512), [square(m[..., None], 512)[..., 0] > 0 for m in drawn.masks]
+        for now in ("dense", "coarse-to-fine"):
+            settings = ProposalsSettings(points_per_side=16, max_candidates=256, prompting=now)
+            found[now] += len({j for _, j in pairs(ours(model, settings, image), np.stack(truths), 0.5)[0]})
+    assert found["dense"] >= 10
+    assert found["coarse-to-fine"] >= 0.9 * found["dense"]
+    assert asked["coarse-to-fine"] < 0.5 * asked["dense"]
