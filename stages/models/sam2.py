@@ -268,8 +268,6 @@ def assemble(known: ModelEntry, path: Path | None) -> SAM2Base | Sam:
 
         network = build_sam(known.architecture, known.image_px, state, what)
     else:
-        config = read_config(known.architecture)
-        config.image_size = known.image_px
-        network = instantiate_seeded(config)
+        network = instantiate_seeded(read_config(known.architecture, known.image_px))
         load_strictly(network, state, what)
     return network

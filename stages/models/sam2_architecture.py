@@ -23,8 +23,15 @@ MEMORY_CHANNELS = 16
 TINY_CHANNELS = 64
 
 
-def read_config(architecture: str) -> Any:
+def read_config(architecture: str, image_px: int = 1024) -> Any:
     """`model` node of one of the package's files, such as `sam2.1/sam2.1_hiera_t.yaml`.
+
+    Parameters
+    ----------
+    architecture : str
+        Path below the package's folder of configurations.
+    image_px : int
+        Side of the square that the network sees, in pixels; 1024 as published.
 
     Raises
     ------
@@ -37,7 +44,9 @@ def read_config(architecture: str) -> Any:
     path = Path(spec.origin).parent / "configs" / architecture if spec and spec.origin else None
     if path is None or not path.is_file():
         raise WeightsError(f"The sam2 package with configs/{architecture} is not installed.", "Run: make setup")
-    return OmegaConf.load(path).model
+    config = OmegaConf.load(path).model
+    config.image_size = image_px
+    return config
 
 
 def narrow(config: Any, channels: int, image_px: int) -> None:

@@ -46,7 +46,7 @@ def state() -> dict[str, torch.Tensor]:
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> WeightsFolder:
     """An empty folder, in a world where SAM2 is small."""
-    monkeypatch.setattr("stages.models.sam2.read_config", lambda architecture: architecture)
+    monkeypatch.setattr("stages.models.sam2.read_config", lambda architecture, image_px: architecture)
     monkeypatch.setattr("stages.models.sam2.instantiate_seeded", lambda config: Small())
     return WeightsFolder(tmp_path / "weights")
 
