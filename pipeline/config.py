@@ -48,7 +48,7 @@ class ClusterConfig(Settings):
     batch_items: int = Field(default=8, ge=1)
     """Images that go through a model at once."""
     compiled: bool = False
-    """SAM2's image encoder goes through torch.compile: minutes at the start of each worker."""
+    """Image encoders go through torch.compile: up to minutes at the start of each worker."""
     retries: int = Field(default=2, ge=0)
     """Further attempts at a unit whose worker died or whose code raised."""
     grace_s: float = Field(default=60.0, ge=0)

@@ -108,7 +108,8 @@ class Embeddings:
         """
         from stages.models.clip import load_clip
 
-        self.model = load_clip(self.settings.model, device, self.settings.precision)
+        s = self.settings
+        self.model = load_clip(s.model, device, s.precision, compiled=self.context.compiled)
 
     def process(self, rows: Sequence[ImageRow], source: ImageSource, upstream: Mapping[str, ChunkArrays]) -> UnitResult:
         """Embed one chunk, a batch at a time; each view is one pass, and `roi` and `ring` share that of `original`."""

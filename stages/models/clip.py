@@ -44,14 +44,22 @@ class ClipModel:
         Called at the first text, so that image-only processes never load the text tower.
     device : str
         Where the image tower lives.
+    compiled : bool
+        It goes through torch.compile, which takes half a minute at its first call and needs a C++ compiler.
     """
 
     def __init__(
-        self, card: Mapping[str, Any], image: ImageTower, load_text: Callable[[], TextEncoder], device: str
+        self,
+        card: Mapping[str, Any],
+        image: ImageTower,
+        load_text: Callable[[], TextEncoder],
+        device: str,
+        *,
+        compiled: bool = False,
     ) -> None:
         self.name: str = card["name"]
         self.card = card
-        self._image = image
+        self._image = torch.compile(image) if compiled else image
         self._load_text = load_text
         self._text: TextEncoder | None = None
         self._device = torch.device(device)
@@ -124,7 +132,7 @@ class ClipModel:
         return TrunkOutput(pooled, cells, halves[0].grid)
 
 
-def load_clip(name: str, device: str, precision: str) -> ClipModel:
+def load_clip(name: str, device: str, precision: str, *, compiled: bool = False) -> ClipModel:
     """Load a model by its name in the registry, from local files alone.
 
     Parameters
@@ -135,6 +143,8 @@ def load_clip(name: str, device: str, precision: str) -> ClipModel:
         Torch device, such as `cpu` or `cuda:0`.
     precision : str
         `float32` or `bfloat16`: type of the image tower's weights. Texts are always encoded in float32.
+    compiled : bool
+        See `ClipModel`.
 
     Raises
     ------
@@ -147,7 +157,7 @@ def load_clip(name: str, device: str, precision: str) -> ClipModel:
     source = lite0_minilm if name == lite0_minilm.NAME else open_clip_files
     image, load_text = source.load_towers(name, device)
     image = image.to(device=device, dtype=getattr(torch, precision)).eval().requires_grad_(requires_grad=False)
-    return ClipModel(card, image, load_text, device)
+    return ClipModel(card, image, load_text, device, compiled=compiled)
 
 
 def resize(image: Tensor, side_px: int, interpolation: str = "bicubic") -> Tensor:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Final
 
-from timm.layers import BatchNormAct2d
+import torch
+from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -58,21 +59,47 @@ def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {_timm_key(key, places): value for key, value in state.items()}
 
 
-def fold_norms(net: nn.Module) -> None:
-    """Fold every batch norm of a frozen network into the convolution before it, in place.
+def streamline(net: nn.Module) -> None:
+    """Fold batch norms, and paddings that TensorFlow has on one side alone, into their convolutions, in place.
 
     The numbers stay, up to rounding, and on a CPU in channels-last order a map takes less than half the time.
 
     Parameters
     ----------
     net : nn.Module
-        A network of timm in evaluation mode, with its weights; afterwards it takes no state dict of its kind.
+        A network of timm in evaluation mode, with its weights, for squares with a side that is a multiple of 32;
+        afterwards it takes no state dict of its kind.
     """
     for block in list(net.modules()):
         for (name, convolution), (norm_name, norm) in pairwise(list(block.named_children())):
             if isinstance(convolution, nn.Conv2d) and isinstance(norm, BatchNormAct2d):
                 setattr(block, name, fuse_conv_bn_eval(convolution, norm))
                 setattr(block, norm_name, norm.act)
+    for block in list(net.modules()):
+        for name, convolution in list(block.named_children()):
+            if isinstance(convolution, Conv2dSame):
+                setattr(block, name, _padded_alike(convolution))
+
+
+def _padded_alike(convolution: Conv2dSame) -> nn.Conv2d:
+    """Return the same map of even sides without a copy of its input: a row and a column of zeros more in the kernel."""
+    side = convolution.kernel_size[0]
+    with torch.random.fork_rng(devices=[]):
+        alike = nn.Conv2d(
+            convolution.in_channels,
+            convolution.out_channels,
+            side + 1,
+            convolution.stride,
+            padding=side // 2,
+            groups=convolution.groups,
+            bias=convolution.bias is not None,
+        )
+    with torch.no_grad():
+        alike.weight.zero_()
+        alike.weight[:, :, 1:, 1:] = convolution.weight
+        if alike.bias is not None and convolution.bias is not None:
+            alike.bias.copy_(convolution.bias)
+    return alike.eval().requires_grad_(requires_grad=False)
 
 
 def _places(blocks_per_stage: Iterable[int]) -> Iterable[tuple[int, int]]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from stages.models.card import LITE0_MINILM
 from stages.models.checkpoints import load_strictly
 from stages.models.converted import Converted
-from stages.models.lite0 import fold_norms
+from stages.models.lite0 import streamline
 from stages.models.registry import MINILM
 from stages.models.towers import CnnTower, TextEncoder
 from stages.models.weights import WeightsFolder
@@ -75,7 +75,7 @@ def image_tower(state: Mapping[str, Tensor]) -> CnnTower:
         proj_bias=vision["timm_proj_bias"],
     )
     load_strictly(visual, state, NAME_OF_WEIGHTS)
-    fold_norms(visual.trunk.eval())
+    streamline(visual.trunk.eval())
     return CnnTower(visual)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.models.checkpoints import load_strictly
-from stages.models.lite0 import fold_norms, load_lite0_state
+from stages.models.lite0 import load_lite0_state, streamline
 from stages.models.sam2_architecture import narrow, read_config
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def load_trunk(network: SAM2Base) -> None:
     trunk = {k: v for k, v in load_lite0_state().items() if not k.startswith(head)}
     net = network.image_encoder.trunk.net
     load_strictly(net, trunk, "EfficientNet-Lite0")
-    fold_norms(net)
+    streamline(net)
     net.to(memory_format=torch.channels_last)
 
 

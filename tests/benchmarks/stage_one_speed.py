@@ -167,7 +167,8 @@ def run(*, full: bool) -> dict[str, Any]:
     hiera = random_segmenter("sam2.1_hiera_tiny", 0.15)
     images = squares(cases, 3 if full else HIERA_IMAGES)
     least = float(np.quantile(scores_of_grid(hiera, images[0], GRID), 1 - PASS_RATE))
-    loose = settings.model_copy(update={"min_predicted_iou": min(1.0, least), "min_stability": 0.3})
+    # Boxes of random masks are alike: with the usual suppression one mask would be left to compare.
+    loose = settings.model_copy(update={"min_predicted_iou": min(1.0, least), "min_stability": 0.3, "nms_iou": 1.0})
     of_hiera = compare(hiera, loose, images)
     rate = products_per_second()
     numbers: dict[str, Any] = {"matrix_gflops": round(rate / 1e9, 1)}

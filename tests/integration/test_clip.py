@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import open_clip
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from timm.layers import Conv2dSame
 from torch import Tensor
 
 from manifests.errors import WeightsError
@@ -32,7 +34,7 @@ from stages.masks.stage import Masks
 from stages.models import card, open_clip_files, weights
 from stages.models.clip import ClipModel, load_clip, resize
 from stages.models.converted import Converted
-from stages.models.lite0 import load_lite0_state
+from stages.models.lite0 import load_lite0_state, streamline
 from stages.models.lite0_minilm import minilm_folder
 from stages.models.make_heads import class_prompts
 from stages.models.weights import WeightsFolder
@@ -291,3 +293,26 @@ def test_clip_rank_takes_the_candidate_whose_crop_is_most_like_the_prompts(lite0
     assert float(likeness.mean(dim=1).std()) > 1e-3
     np.testing.assert_array_equal(found, masks[best])
     assert stage.projected_bytes(1) > Masks(MasksSettings(canvas_px=side), StageContext()).projected_bytes(1)
+
+
+@pytest.mark.parametrize("side", [64, 224])
+def test_streamlined_trunk_gives_the_same_maps(side: int) -> None:
+    torch.manual_seed(0)
+    net = timm.create_model("tf_efficientnet_lite0", pretrained=False, features_only=True).eval()
+    for norm in (m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        norm.running_mean.normal_(std=0.1)
+        norm.running_var.uniform_(0.5, 1.5)
+    pixels = torch.randn(2, 3, side, side)
+    with torch.inference_mode():
+        expected = net(pixels)
+        streamline(net)
+        assert not any(isinstance(m, torch.nn.BatchNorm2d | Conv2dSame) for m in net.modules())
+        for ours, theirs in zip(net(pixels), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-4 * float(theirs.std()), rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_compiled_tower_gives_the_same_vectors(lite0: ClipModel) -> None:
+    compiled = load_clip("lite0-minilm", "cpu", "float32", compiled=True)
+    expected, found = (m.encode_image(IMAGES[:4], "trunk", tokens=False).vectors for m in (lite0, compiled))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
