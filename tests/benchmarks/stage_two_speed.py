@@ -2,9 +2,9 @@
 
 `python -m tests.benchmarks.stage_two_speed [--json] [--images N]`. The loop reads PNG files of masked images, as a
 first stage without a store would have left them, with all cores for every image; stage two reads the masks' shards,
-checks their digests and embeds batches, in one process a core, as the pipeline does. Same pixels, same weights, both
-in float32. All are run once untimed, then three times in turns, and the medians compared; where there is a C++ compiler, stage two
-also with `cluster.compiled`.
+checks their digests and embeds batches, in one process a core, as the pipeline does. Same pixels, same weights,
+float32. All are run once untimed, then three times in turns, and the medians compared; where there is a C++ compiler,
+stage two also with `cluster.compiled`.
 """
 
 from __future__ import annotations
