@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.models.card import model_card
+from stages.models.halving import in_parts_that_fit
 from stages.models.registry import Features
 from stages.models.towers import ImageTower, TextEncoder, TrunkOutput
 
@@ -121,15 +122,8 @@ class ClipModel:
 
     def _forward(self, pixels: Tensor) -> TrunkOutput:
         """Run the tower; a batch that does not fit the device's memory is halved."""
-        try:
-            return self._image(pixels)
-        except torch.OutOfMemoryError:
-            if len(pixels) == 1:
-                raise
-        torch.cuda.empty_cache()
-        halves = [self._forward(half) for half in pixels.tensor_split(2)]
-        pooled, cells = (torch.cat(parts) for parts in list(zip(*halves, strict=True))[:2])
-        return TrunkOutput(pooled, cells, halves[0].grid)
+        parts: list[TrunkOutput] = in_parts_that_fit(self._image, pixels)
+        return TrunkOutput(torch.cat([p.pooled for p in parts]), torch.cat([p.tokens for p in parts]), parts[0].grid)
 
 
 def load_clip(name: str, device: str, precision: str, *, compiled: bool = False) -> ClipModel:

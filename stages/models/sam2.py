@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from manifests.errors import WeightsError
 from stages.models.checkpoints import load_strictly, read_state
+from stages.models.halving import in_parts_that_fit
 from stages.models.registry import ModelEntry
 from stages.models.sam2_architecture import instantiate_seeded, read_config, tiny_config
 from stages.models.sam2_attention import parted
@@ -151,10 +152,11 @@ class Segmenter:
         pixels = images.to(self.device).permute(0, 3, 1, 2).float().div(255)
         if images.shape[1] != self.image_px:
             pixels = F.interpolate(pixels, (self.image_px, self.image_px), mode="bilinear", antialias=True)
-        # On a CPU several images together only leave the cache: one by one takes a third less time.
-        parts = torch.split(pixels, 1) if self.device.type == "cpu" else (pixels,)
+        pixels = (pixels - self._mean) / self._std
+        # On a CPU several images together only leave the cache: one by one takes half the time.
+        batches = torch.split(pixels, 1 if self.device.type == "cpu" else len(pixels))
         with self._autocast():
-            encoded = [self._encode((part - self._mean) / self._std)["backbone_fpn"] for part in parts]
+            encoded = [part["backbone_fpn"] for batch in batches for part in in_parts_that_fit(self._encode, batch)]
         *finer, embedding = encoded[0] if len(encoded) == 1 else map(torch.cat, zip(*encoded, strict=True))
         if self._network.directly_add_no_mem_embed:
             embedding = embedding + self._network.no_mem_embed.view(1, -1, 1, 1)
