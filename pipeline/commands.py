@@ -150,7 +150,8 @@ def _run_lines(outcome: Outcome) -> Iterable[str]:
     elif not sum(tally.planned.values()) and not tally.waiting:
         yield "Nothing to do: everything is committed."
     else:
-        yield f"Done: {done} of {sum(tally.planned.values())} units in {duration(outcome.seconds)}."
+        others = f", {tally.elsewhere.total()} by another run" if tally.elsewhere else ""
+        yield f"Done: {done} of {sum(tally.planned.values())} units{others} in {duration(outcome.seconds)}."
     for node, waits in tally.waiting.items():
         yield f"  {node} waits for {waits}"
     for reason, count in sorted(tally.failed_images.items()):

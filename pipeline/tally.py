@@ -21,6 +21,8 @@ class Tally:
 
     planned: Counter[str] = field(default_factory=Counter)
     committed: Counter[str] = field(default_factory=Counter)
+    elsewhere: Counter[str] = field(default_factory=Counter)
+    """Units that another run committed first."""
     images: dict[str, Counter[str]] = field(default_factory=dict)
     """Images by status."""
     reasons: Counter[str] = field(default_factory=Counter)
@@ -35,6 +37,7 @@ class Tally:
     def add(self, node: str, report: UnitReport) -> None:
         """Count one committed unit; one that another run committed first is not ours."""
         if not report.won:
+            self.elsewhere[node] += 1
             return
         self.committed[node] += 1
         self.images.setdefault(node, Counter()).update(report.images)
@@ -59,6 +62,7 @@ class Tally:
         return {
             "planned": dict(self.planned),
             "committed": dict(self.committed),
+            "elsewhere": dict(self.elsewhere),
             "images": {node: dict(counts) for node, counts in self.images.items()},
             "reasons": dict(self.reasons),
             "failed_images": dict(self.failed_images),

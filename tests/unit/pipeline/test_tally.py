@@ -1,0 +1,20 @@
+"""Counts of a run, and the line that says them."""
+
+from __future__ import annotations
+
+from manifests.errors import ExitCode
+from pipeline.commands import _run_lines
+from pipeline.execute import UnitReport
+from pipeline.runner import Outcome
+from pipeline.tally import Tally
+
+
+def test_unit_that_another_run_committed_is_told_apart() -> None:
+    tally = Tally()
+    tally.planned["masks"] = 3
+    for won in (True, True, False):
+        tally.add("masks", UnitReport(won, {"ok": 4}))
+    assert tally.images["masks"]["ok"] == 8
+    assert (tally.as_json()["committed"], tally.as_json()["elsewhere"]) == ({"masks": 2}, {"masks": 1})
+    lines = list(_run_lines(Outcome("run", ExitCode.DONE, tally, 2.0)))
+    assert lines == ["Done: 2 of 3 units, 1 by another run in 2.0 s."]
