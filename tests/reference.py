@@ -12,7 +12,7 @@ from torchvision.transforms import Normalize, Resize
 
 from stages.models.sam2 import Segmenter
 from stages.models.sam2_architecture import instantiate_seeded, read_config, tiny_config
-from stages.models.sam2_card import IMAGENET, sam2_entry
+from stages.models.sam2_card import sam2_entry
 from stages.proposals.settings import ProposalsSettings
 
 
@@ -34,7 +34,7 @@ def random_segmenter(name: str, gain: float) -> Segmenter:
     with torch.no_grad():
         for weight in network.sam_mask_decoder.parameters():
             weight += gain * torch.randn(weight.shape, generator=generator)
-    card = {"precision": "float32", "mean": IMAGENET[0], "std": IMAGENET[1]}
+    card = {"precision": "float32", "mean": known.mean_std[0], "std": known.mean_std[1]}
     return Segmenter(known, network, card, "cpu")
 
 

@@ -18,6 +18,14 @@ Features = Literal["trunk", "projected"]
 Kind = Literal["sam", "sam2", "open_clip"]
 Source = Literal["shipped", "package", "file", "random"]
 
+MeanStd = tuple[tuple[float, float, float], tuple[float, float, float]]
+IMAGENET: Final[MeanStd] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation of Meta's SAM and SAM2, for pixels in 0..1."""
+HALF: Final[MeanStd] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+"""Mean and standard deviation of EfficientNet-Lite0, for pixels in 0..1."""
+UNCHANGED: Final[MeanStd] = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+"""MedSAM sees pixels in 0..1."""
+
 OPEN_CLIP_PREFIX: Final = "open_clip:"
 
 
@@ -48,6 +56,8 @@ class ModelEntry:
     """Digest of `file`; None if it is pinned when the file is added."""
     image_px: int = 1024
     """Side of the square that the model sees, in pixels; 0 if only the architecture knows."""
+    mean_std: MeanStd = IMAGENET
+    """What a SAM or SAM2 model's pixels, in 0..1, are normalised by; CLIP models have theirs in their card."""
     note: str = ""
     origin: str = ""
     """Where the official file is published."""
@@ -100,9 +110,16 @@ def _hiera(version: str, size: str, letter: str) -> ModelEntry:
     )
 
 
-def _sam(name: str, size: str, file: str, note: str, origin: str) -> ModelEntry:
+def _sam(name: str, size: str, file: str, note: str, origin: str, mean_std: MeanStd = IMAGENET) -> ModelEntry:
     return ModelEntry(
-        name=name, kind="sam", source="file", architecture=f"sam_vit_{size}", file=file, note=note, origin=origin
+        name=name,
+        kind="sam",
+        source="file",
+        architecture=f"sam_vit_{size}",
+        file=file,
+        mean_std=mean_std,
+        note=note,
+        origin=origin,
     )
 
 
@@ -115,6 +132,7 @@ def _lite0(name: str, sha256: str, trained_on: str) -> ModelEntry:
         file=f"{name.replace('-', '_')}.safetensors",
         sha256=sha256,
         image_px=512,
+        mean_std=HALF,
         note=f"SAM2 with EfficientNet-Lite0 as trunk, trained on {trained_on}",
         packages=(LITE0,),
     )
@@ -167,6 +185,7 @@ MODELS: Final[tuple[ModelEntry, ...]] = (
         "medsam_vit_b.pth",
         "MedSAM, ViT-B, trained on boxes: points mean little to it (arXiv 2304.12306), Apache-2.0",
         "wanglab/medsam-vit-base on Hugging Face",
+        UNCHANGED,
     ),
     ModelEntry(
         name="sam2-tiny-untrained",

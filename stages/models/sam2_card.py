@@ -8,13 +8,6 @@ from manifests.errors import WeightsError
 from stages.models.registry import ModelEntry, entry
 from stages.models.weights import WeightsFolder
 
-IMAGENET: Final = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Mean and standard deviation of Meta's SAM and SAM2, for pixels in 0..1."""
-HALF: Final = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-"""Mean and standard deviation of EfficientNet-Lite0, for pixels in 0..1."""
-UNCHANGED: Final = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-"""MedSAM sees pixels in 0..1."""
-
 OUTSIDE: Final = 0
 INSIDE: Final = 1
 CORNERS: Final = (2, 3)
@@ -44,7 +37,7 @@ def segmenter_card(name: str, precision: str) -> dict[str, Any]:
         If the model is unknown, is neither SAM nor SAM2, or its file was not added.
     """
     known = sam2_entry(name)
-    mean, std = HALF if known.source == "shipped" else UNCHANGED if name.startswith("medsam-") else IMAGENET
+    mean, std = known.mean_std
     return {
         "name": name,
         "weights": WeightsFolder().digests(name),

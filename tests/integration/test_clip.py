@@ -314,5 +314,6 @@ def test_streamlined_trunk_gives_the_same_maps(side: int) -> None:
 @pytest.mark.slow
 def test_compiled_tower_gives_the_same_vectors(lite0: ClipModel) -> None:
     compiled = load_clip("lite0-minilm", "cpu", "float32", compiled=True)
+    assert isinstance(compiled._image, torch._dynamo.OptimizedModule)
     expected, found = (m.encode_image(IMAGES[:4], "trunk", tokens=False).vectors for m in (lite0, compiled))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)

@@ -271,6 +271,7 @@ def test_adapter_changes_the_network_and_is_named_in_the_card(tiny) -> None:
 @pytest.mark.slow
 def test_compiled_encoder_gives_the_same_features(tiny) -> None:
     compiled = load_segmenter("sam2-tiny-untrained", "cpu", compiled=True)
+    assert hasattr(compiled._encode, "_torchdynamo_orig_callable")
     image = torch.from_numpy(noise(0, TINY_PX)[None])
     expected, found = (m.encode(image).maps.source for m in (tiny, compiled))
     torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.std()), rtol=0)

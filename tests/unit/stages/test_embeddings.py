@@ -255,3 +255,11 @@ def test_vectors_of_two_models_do_not_mix() -> None:
 def test_openai_models_have_quickgelu_and_the_published_widths(name: str, trunk: int, projected: int) -> None:
     assert architecture_config(entry(name).architecture)["quick_gelu"] is True
     assert feature_dims(name) == {"trunk": trunk, "projected": projected}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_tower_is_compiled_where_the_context_says_so(monkeypatch, compiled) -> None:
+    asked = []
+    monkeypatch.setattr("stages.models.clip.load_clip", lambda *given, **named: asked.append((given, named)))
+    Embeddings(EmbeddingsSettings(), StageContext({"masks": "a"}, compiled=compiled)).load("cpu")
+    assert asked == [((EmbeddingsSettings().model, "cpu", "float32"), {"compiled": compiled})]

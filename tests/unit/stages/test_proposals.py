@@ -364,6 +364,14 @@ def test_projected_bytes_grow_with_the_chunk_by_at_least_the_results() -> None:
     assert stage.projected_bytes(64) - stage.projected_bytes(32) >= 32 * results
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_model_is_compiled_where_the_context_says_so(monkeypatch, compiled) -> None:
+    asked = []
+    monkeypatch.setattr("stages.models.sam2.load_segmenter", lambda *given, **named: asked.append((given, named)))
+    Proposals(SETTINGS, StageContext(compiled=compiled)).load("cpu")
+    assert asked == [((SETTINGS.model, "cpu", "float32"), {"compiled": compiled})]
+
+
 def test_processing_before_loading_is_a_clear_error(tmp_path) -> None:
     with pytest.raises(RuntimeError, match="load"):
         Proposals(SETTINGS, StageContext()).process([], ImageSource(tmp_path), {})
