@@ -16,7 +16,7 @@ from stages.models.sam2_card import sam2_entry
 from stages.proposals.settings import ProposalsSettings
 
 
-def random_segmenter(name: str, gain: float) -> Segmenter:
+def random_segmenter(name: str, gain: float, device: str = "cpu", precision: str = "float32") -> Segmenter:
     """Build a model with random weights whose masks and scores differ from prompt to prompt.
 
     Parameters
@@ -25,6 +25,8 @@ def random_segmenter(name: str, gain: float) -> Segmenter:
         A model of the registry with an architecture of the package, or `sam2-tiny-untrained`.
     gain : float
         Standard deviation of what is added to each weight of the decoder: as it starts, prompts hardly matter.
+    device, precision : str
+        As for `load_segmenter`.
     """
     known = sam2_entry(name)
     tiny = known.source == "random"
@@ -34,8 +36,8 @@ def random_segmenter(name: str, gain: float) -> Segmenter:
     with torch.no_grad():
         for weight in network.sam_mask_decoder.parameters():
             weight += gain * torch.randn(weight.shape, generator=generator)
-    card = {"precision": "float32", "mean": known.mean_std[0], "std": known.mean_std[1]}
-    return Segmenter(known, network, card, "cpu")
+    card = {"precision": precision, "mean": known.mean_std[0], "std": known.mean_std[1]}
+    return Segmenter(known, network, card, device)
 
 
 def package_generator(model: Segmenter, settings: ProposalsSettings) -> SAM2AutomaticMaskGenerator:

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages.models.card import model_card
-from stages.models.halving import in_parts_that_fit
+from stages.models.card import ACTIVATION_BYTES, model_card
 from stages.models.registry import Features
+from stages.models.room import in_parts_that_fit
 from stages.models.towers import ImageTower, TextEncoder, TrunkOutput
 
 TEXT_BATCH = 64
@@ -92,7 +92,7 @@ class ClipModel:
         """
         planes = [i if isinstance(i, Tensor) else torch.tensor(i) for i in images]
         squares = [resize(i, self.card["image_px"], self.card["interpolation"]) for i in planes]
-        pixels = (torch.stack(squares).to(self._device).float() - self._mean) / self._std
+        pixels = torch.stack(squares).to(self._device).float().sub_(self._mean).div_(self._std)
         out = self._forward(pixels.to(self._dtype))
         vectors = F.normalize(self._in_space(out.pooled, features), dim=-1).cpu()
         return ImageEncoding(vectors, self._in_space(out.tokens, features).cpu() if tokens else None, out.grid)
@@ -121,8 +121,8 @@ class ClipModel:
         return trunk.float() @ self._projection if features == "projected" else trunk.float()
 
     def _forward(self, pixels: Tensor) -> TrunkOutput:
-        """Run the tower; a batch that does not fit the device's memory is halved."""
-        parts: list[TrunkOutput] = in_parts_that_fit(self._image, pixels)
+        """Run the tower, on parts of a batch that does not fit the device's memory."""
+        parts: list[TrunkOutput] = in_parts_that_fit(self._image, pixels, ACTIVATION_BYTES)
         return TrunkOutput(torch.cat([p.pooled for p in parts]), torch.cat([p.tokens for p in parts]), parts[0].grid)
 
 

@@ -7,7 +7,8 @@ from itertools import pairwise
 from typing import Final
 
 import torch
-from timm.layers import BatchNormAct2d, Conv2dSame
+import torch.nn.functional as F
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -60,9 +61,11 @@ def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def streamline(net: nn.Module) -> None:
-    """Fold batch norms, and paddings that TensorFlow has on one side alone, into their convolutions, in place.
+    """Rearrange a network for speed in channels-last order, in place: afterwards it maps mirrored images.
 
-    The numbers stay, up to rounding, and on a CPU in channels-last order a map takes less than half the time.
+    `net(x)` is then `mirrored(net(mirrored(x)))`, up to rounding, and takes less than half the time on a CPU. Batch
+    norms and ReLU6 are folded into their convolutions. TensorFlow pads even sides on the right alone, which costs a
+    copy of every map; mirrored it is the left, and there common padding on both sides reads the same cells.
 
     Parameters
     ----------
@@ -73,33 +76,54 @@ def streamline(net: nn.Module) -> None:
     for block in list(net.modules()):
         for (name, convolution), (norm_name, norm) in pairwise(list(block.named_children())):
             if isinstance(convolution, nn.Conv2d) and isinstance(norm, BatchNormAct2d):
-                setattr(block, name, fuse_conv_bn_eval(convolution, norm))
-                setattr(block, norm_name, norm.act)
-    for block in list(net.modules()):
-        for name, convolution in list(block.named_children()):
-            if isinstance(convolution, Conv2dSame):
-                setattr(block, name, _padded_alike(convolution))
+                limited = isinstance(norm.act, nn.ReLU6)
+                setattr(block, name, MirroredConvolution(fuse_conv_bn_eval(convolution, norm), limited=limited))
+                setattr(block, norm_name, nn.Identity() if limited else norm.act)
 
 
-def _padded_alike(convolution: Conv2dSame) -> nn.Conv2d:
-    """Return the same map of even sides without a copy of its input: a row and a column of zeros more in the kernel."""
-    side = convolution.kernel_size[0]
-    with torch.random.fork_rng(devices=[]):
-        alike = nn.Conv2d(
-            convolution.in_channels,
-            convolution.out_channels,
-            side + 1,
-            convolution.stride,
-            padding=side // 2,
-            groups=convolution.groups,
-            bias=convolution.bias is not None,
-        )
-    with torch.no_grad():
-        alike.weight.zero_()
-        alike.weight[:, :, 1:, 1:] = convolution.weight
-        if alike.bias is not None and convolution.bias is not None:
-            alike.bias.copy_(convolution.bias)
-    return alike.eval().requires_grad_(requires_grad=False)
+def mirrored(maps: Tensor) -> Tensor:
+    """Reverse rows and columns of (..., h, w)."""
+    return maps.flip(-2, -1)
+
+
+class MirroredConvolution(nn.Module):
+    """A frozen convolution of mirrored maps of even sides, padded alike on all sides, and perhaps ReLU6.
+
+    On a CPU it is the operation of oneDNN that `torch.compile` would choose: weights in its own order, the activation
+    applied before a map leaves the cache.
+
+    Parameters
+    ----------
+    convolution : nn.Conv2d
+        With a bias; its weights are taken.
+    limited : bool
+        ReLU6 follows.
+    """
+
+    def __init__(self, convolution: nn.Conv2d, *, limited: bool) -> None:
+        super().__init__()
+        if convolution.bias is None:
+            raise ValueError("a folded convolution has a bias")
+        self.weight = nn.Parameter(mirrored(convolution.weight.detach()).contiguous(), requires_grad=False)
+        self.bias = nn.Parameter(convolution.bias.detach(), requires_grad=False)
+        self._geometry = ([side // 2 for side in convolution.kernel_size], list(convolution.stride), [1, 1])
+        self._groups = convolution.groups
+        self._limited = limited
+        self._packed: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in, h, w) to (B, out, h, w), or to half the sides."""
+        padding, stride, dilation = self._geometry
+        plain = x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling()
+        if plain or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+            y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, self._groups)
+            return F.relu6(y, inplace=True) if self._limited else y
+        ops = torch.ops.mkldnn
+        if self._packed is None:
+            self._packed = ops._reorder_convolution_weight(self.weight, *self._geometry, self._groups, list(x.shape))
+        after = ("hardtanh", [0.0, 6.0], "") if self._limited else ("none", [], "")
+        out: Tensor = ops._convolution_pointwise(x, self._packed, self.bias, *self._geometry, self._groups, *after)
+        return out
 
 
 def _places(blocks_per_stage: Iterable[int]) -> Iterable[tuple[int, int]]:

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from manifests.errors import WeightsError
 from stages.models.checkpoints import load_strictly, read_state
-from stages.models.halving import in_parts_that_fit
 from stages.models.registry import ModelEntry
+from stages.models.room import in_parts_that_fit, most_that_fit
 from stages.models.sam2_architecture import instantiate_seeded, read_config, tiny_config
 from stages.models.sam2_attention import parted
-from stages.models.sam2_card import CORNERS, DECODER_BYTES, sam2_entry, segmenter_card
+from stages.models.sam2_card import CORNERS, DECODER_BYTES, ENCODER_BYTES_PER_PIXEL, sam2_entry, segmenter_card
 from stages.models.sam2_decoder import ImageMaps, SharedDecoder
 from stages.models.weights import WeightsFolder
 
@@ -126,12 +126,12 @@ class Segmenter:
 
     @property
     def prompts_per_call(self) -> int:
-        """Prompts that the decoder takes at once within `DECODER_BYTES`; has no influence on results."""
+        """Prompts that the decoder takes at once, within `DECODER_BYTES` and free memory; does not change results."""
         channels, cells = self._decoder.channels, (self.image_px // 16) ** 2
         # Some six copies of the embedding in the transformer; then C/4 at 4 and C/8 at 16 times the cells, twice.
         bytes_each = 4 * cells * channels * (6 + 2 + 4)
         room = DECODER_BYTES.get(self.device.type, DECODER_BYTES["cpu"])
-        return int(max(1, min(MOST_PROMPTS, room // bytes_each)))
+        return int(max(1, min(MOST_PROMPTS, room // bytes_each, most_that_fit(bytes_each, self.device))))
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> ImageFeatures:
@@ -155,8 +155,11 @@ class Segmenter:
         pixels = (pixels - self._mean) / self._std
         # On a CPU several images together only leave the cache: one by one takes half the time.
         batches = torch.split(pixels, 1 if self.device.type == "cpu" else len(pixels))
+        each = self.image_px**2 * ENCODER_BYTES_PER_PIXEL
         with self._autocast():
-            encoded = [part["backbone_fpn"] for batch in batches for part in in_parts_that_fit(self._encode, batch)]
+            encoded = [
+                part["backbone_fpn"] for batch in batches for part in in_parts_that_fit(self._encode, batch, each)
+            ]
         *finer, embedding = encoded[0] if len(encoded) == 1 else map(torch.cat, zip(*encoded, strict=True))
         if self._network.directly_add_no_mem_embed:
             embedding = embedding + self._network.no_mem_embed.view(1, -1, 1, 1)

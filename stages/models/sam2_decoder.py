@@ -10,13 +10,14 @@ stride 2 are products of cells, which keep their order until the mask is whole. 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.models.sam2_attention import Layer, Projection, layer_norm, parted
+from stages.models.sam2_attention import Cells, Layer, LayerNorm, Projection, WrittenCells, parted
 
 if TYPE_CHECKING:
     from sam2.modeling.sam.mask_decoder import MaskDecoder
@@ -47,8 +48,8 @@ class ImageMaps(NamedTuple):
 class Answer(NamedTuple):
     """What the transformer makes of P prompts on each of B images."""
 
-    cells: Tensor
-    """(B, P, N, C)."""
+    cells: Cells
+    """Of B * P prompts, image by image."""
     queries: Tensor
     """(B, P, 4, C), the masks' tokens before the last attention."""
     tokens: Tensor
@@ -75,6 +76,9 @@ class SharedDecoder:
     def __init__(self, decoder: MaskDecoder, dense_pe: Tensor, no_mask: Tensor, dtype: torch.dtype) -> None:
         self._decoder = decoder
         self.channels = dense_pe.shape[1]
+        on_tensor_cores = dense_pe.device.type == "cuda" and dtype == torch.bfloat16
+        self.fused = on_tensor_cores and find_spec("triton") is not None
+        """Cells are made where they are read, see `sam2_fused`; on a CPU this takes Triton's interpreter."""
         self._dtype = dtype
         self._shape = dense_pe.shape[-2:]
         self._positions = dense_pe.flatten(2).transpose(1, 2).to(dtype)
@@ -82,7 +86,7 @@ class SharedDecoder:
         transformer = decoder.transformer
         self._first, self._second = (Layer(layer, dtype) for layer in transformer.layers)
         self._final = Projection.of(transformer.final_attn_token_to_image, dtype)
-        self._final_norm = layer_norm(transformer.norm_final_attn, dtype)
+        self._final_norm = LayerNorm.of(transformer.norm_final_attn, dtype)
         first, norm, _, second, _ = decoder.output_upscaling
         self._up = [_cell_weights(convolution, dtype) for convolution in (first, second)]
         self._up_norm = (norm.weight.detach().to(dtype), norm.bias.detach().to(dtype))
@@ -134,7 +138,7 @@ class SharedDecoder:
         read = self._read(cells, queries[:, at : at + 1], fixed[at : at + 1])
         iou = decoder.iou_prediction_head(read[:, 0].float()).float()
         masks = slice(at + 1, at + 1 + MASKS)
-        cells, queries, iou = (parted(x, 0, n_images, n_prompts) for x in (cells, queries[:, masks], iou))
+        queries, iou = (parted(x, 0, n_images, n_prompts) for x in (queries[:, masks], iou))
         return Answer(cells, queries, fixed[masks], iou)
 
     def upscale(self, maps: ImageMaps, answer: Answer, wanted: Tensor) -> Tensor:
@@ -159,11 +163,11 @@ class SharedDecoder:
         networks = [self._decoder.output_hypernetworks_mlps[i] for i in some.tolist()]
         height, width = self._shape
         if not networks:
-            return answer.cells.new_zeros((0, 4 * height, 4 * width), dtype=torch.float32)
-        cells = answer.cells[image, prompt]
+            return answer.predicted_iou.new_zeros((0, 4 * height, 4 * width))
+        cells = answer.cells.take(image * wanted.shape[1] + prompt)
         tokens = self._read(cells, answer.queries[image, prompt][:, some], answer.tokens[some]).float()
         heads = torch.stack([network(tokens[:, i]) for i, network in enumerate(networks)], dim=1).to(self._dtype)
-        up = _add_maps(_up(cells, self._up[0]), maps.middle, image)
+        up = _add_maps(_up(cells.written(), self._up[0]), maps.middle, image)
         up = F.gelu(F.layer_norm(up, up.shape[-1:], *self._up_norm, eps=LAYER_NORM_2D_EPS))
         up = F.gelu(_add_maps(_up(up, self._up[1]).flatten(2, 3), maps.fine, image))
         products = torch.bmm(heads, up.flatten(1, 2).transpose(1, 2))[wanted[image, prompt][:, some]]
@@ -171,13 +175,12 @@ class SharedDecoder:
         parts = products.float().view(-1, height, width, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4, 6)
         return parts.reshape(-1, 4 * height, 4 * width)
 
-    def _read(self, cells: Tensor, queries: Tensor, tokens: Tensor) -> Tensor:
+    def _read(self, cells: Cells, queries: Tensor, tokens: Tensor) -> Tensor:
         """Let some tokens attend to the cells for the last time, (Q, n, C)."""
-        rows = self._final.key_rows(queries + tokens)
-        scores = torch.baddbmm(rows @ self._positions[0].T, rows, cells.transpose(1, 2))
-        return self._final_norm(queries + self._final.from_image(cells, scores))
+        seen = cells.read(self._final.key_rows(queries + tokens))
+        return self._final_norm(queries + self._final.from_image(seen))
 
-    def _first_layer(self, maps: ImageMaps, tokens: Tensor, n_prompts: int) -> tuple[Tensor, Tensor]:
+    def _first_layer(self, maps: ImageMaps, tokens: Tensor, n_prompts: int) -> tuple[Tensor, Cells]:
         layer = self._first
         queries = layer.norms[0](layer.among_tokens.plain(tokens, tokens, tokens))
         asked = layer.to_image.split(queries + tokens, layer.to_image.query)
@@ -186,28 +189,27 @@ class SharedDecoder:
         found = F.scaled_dot_product_attention(together, maps.keys, maps.values)
         found = parted(found, 2, n_prompts, -1).transpose(1, 2).flatten(0, 1)
         queries = layer.tokens_after_image(queries, layer.to_image.joined(found))
-        attention = layer.to_tokens
+        attention, norm = layer.to_tokens, layer.norms[3]
+        if self.fused:
+            from stages.models.sam2_fused import FusedCells
+
+            image = torch.arange(len(maps.source), device=queries.device).repeat_interleave(n_prompts)
+            change = attention.change(queries + tokens, queries, norm)
+            return queries, FusedCells(maps.source, self._positions, image, (change,))
         keys = _per_image(attention.split(queries + tokens, attention.key), n_prompts).transpose(1, 2)
         scores = (keys.flatten(2, 3) * attention.scale) @ maps.queries.transpose(-2, -1)
         weights = parted(scores, 2, n_prompts, -1).softmax(dim=3).transpose(1, 2).flatten(0, 1).flatten(1, 2)
         source = maps.source.repeat_interleave(n_prompts, dim=0)
         cells = torch.baddbmm(source, weights.transpose(1, 2), attention.value_rows(queries))
-        return queries, layer.norms[3](cells)
+        return queries, WrittenCells(norm(cells), self._positions)
 
-    def _second_layer(self, queries: Tensor, cells: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def _second_layer(self, queries: Tensor, cells: Cells, tokens: Tensor) -> tuple[Tensor, Cells]:
         layer = self._second
         placed = queries + tokens
         queries = layer.norms[0](queries + layer.among_tokens.plain(placed, placed, queries))
-        placed_cells = (cells + self._positions).transpose(1, 2)
-        asked = queries + tokens
-        scores = torch.bmm(layer.to_image.key_rows(asked), placed_cells)
-        queries = layer.tokens_after_image(queries, layer.to_image.from_image(cells, scores))
-        attention = layer.to_tokens
-        rows, offsets = attention.query_rows(attention.split(queries + tokens, attention.key))
-        scores = torch.bmm(rows, placed_cells) + offsets
-        weights = parted(scores, 1, attention.heads, -1).softmax(dim=2).flatten(1, 2)
-        cells = torch.baddbmm(cells, weights.transpose(1, 2), attention.value_rows(queries))
-        return queries, layer.norms[3](cells)
+        seen = cells.read(layer.to_image.key_rows(queries + tokens))
+        queries = layer.tokens_after_image(queries, layer.to_image.from_image(seen))
+        return queries, cells.changed(layer.to_tokens.change(queries + tokens, queries, layer.norms[3]))
 
 
 def _per_image(x: Tensor, n_prompts: int) -> Tensor:

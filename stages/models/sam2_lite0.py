@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.models.checkpoints import load_strictly
-from stages.models.lite0 import load_lite0_state, streamline
+from stages.models.lite0 import load_lite0_state, mirrored, streamline
 from stages.models.sam2_architecture import narrow, read_config
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ QUIET: Final = 0.1
 
 
 class Lite0Trunk(nn.Module):
-    """Feature maps of EfficientNet-Lite0 at strides 4, 8, 16 and 32, as SAM2's neck wants them."""
+    """Feature maps of EfficientNet-Lite0, streamlined, at strides 4, 8, 16 and 32, as SAM2's neck wants them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,8 +42,8 @@ class Lite0Trunk(nn.Module):
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Encode normalised pixels, (B, 3, H, W) -> four maps, fine to coarse."""
-        maps: list[Tensor] = self.net(pixels.contiguous(memory_format=torch.channels_last))
-        return [m * scale for m, scale in zip(maps, self._scales, strict=True)]
+        maps: list[Tensor] = self.net(mirrored(pixels.contiguous(memory_format=torch.channels_last)))
+        return [mirrored(m) * scale for m, scale in zip(maps, self._scales, strict=True)]
 
 
 def lite0_config(architecture: str, image_px: int) -> Any:

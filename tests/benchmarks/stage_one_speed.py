@@ -113,13 +113,15 @@ def recall(model: Segmenter, settings: ProposalsSettings, cases: Sequence[Case])
     return Recalls(*(100 * hits.mean(axis=1)), 100 * float(np.mean(kept)))
 
 
-def products_per_second(repeats: int = 8) -> float:
-    """Floating point operations a second of a large product of float32 matrices."""
-    n, best = 2048, float("inf")
-    a, b = torch.rand(n, n), torch.rand(n, n)
+def products_per_second(repeats: int = 8, device: str = "cpu", dtype: torch.dtype = torch.float32) -> float:
+    """Floating point operations a second of a large product of matrices."""
+    n, best = 2048 if device == "cpu" else 8192, float("inf")
+    a, b = torch.rand((2, n, n), device=device, dtype=dtype)
     for _ in range(repeats):
         began = time.perf_counter()
         torch.mm(a, b)
+        if device != "cpu":
+            torch.cuda.synchronize()
         best = min(best, time.perf_counter() - began)
     return 2 * n**3 / best
 

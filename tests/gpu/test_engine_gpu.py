@@ -56,6 +56,17 @@ def test_bfloat16_finds_most_of_the_same_masks() -> None:
     assert found / sum(map(len, exact)) >= 0.8
 
 
+def test_cells_of_the_kernel_give_the_masks_of_written_cells() -> None:
+    model = load_segmenter("sam2-lite0", "cuda", "bfloat16")
+    images = scenes(4)
+    assert model._decoder.fused
+    fused = proposed(model, images, "dense")
+    model._decoder.fused = False
+    written = proposed(model, images, "dense")
+    found = sum(len(pairs(a, b, 0.9)[0]) for a, b in zip(fused, written, strict=True))
+    assert found / sum(map(len, written)) >= 0.9
+
+
 def test_packed_bits_are_those_of_the_cpu() -> None:
     masks = torch.rand(7, 64, 64) > 0.7
     masks[3] = False
