@@ -16,7 +16,7 @@ from stages.base import Settings, StudySettings
 from stages.embeddings.settings import EmbeddingsSettings
 from stages.fusion.settings import FusionSettings
 from stages.masks.settings import MasksSettings, Policy
-from stages.probes.settings import ProbesSettings
+from stages.probes.settings import WITHOUT_VIEW, ProbesSettings, views_of
 from stages.proposals.settings import ProposalsSettings
 from stages.texts.settings import TextsSettings
 
@@ -75,14 +75,17 @@ class RunConfig(Settings):
             raise ValueError(f"canvas_px differs between sections: {sorted(sides)}; set it once, at the top")
         if (self.texts.model, self.texts.features) != (self.embeddings.model, self.embeddings.features):
             raise ValueError("texts and embeddings must name the same model and features")
-        if self.fusion.view != self.probes.view:
-            raise ValueError(f"fusion.view {self.fusion.view!r} and probes.view {self.probes.view!r} must be the same")
         if self.fusion.view not in self.embeddings.views:
             raise ValueError(
                 f"fusion.view {self.fusion.view!r} is not among embeddings.views {list(self.embeddings.views)}"
             )
-        if "original" in self.probes.methods and "original" not in self.embeddings.views:
-            raise ValueError("probes.methods has 'original', but embeddings.views lacks it")
+        views = self.embeddings.views
+        for method in self.probes.methods:
+            if lacking := [view for view in views_of(method) if view not in views]:
+                raise ValueError(
+                    f"probes.methods has {method!r}, but embeddings.views {list(views)} lacks {', '.join(lacking)}; a "
+                    f"method is one of {', '.join(WITHOUT_VIEW)}, or views joined by +"
+                )
         return self
 
 
@@ -163,8 +166,8 @@ def _share(raw: Mapping[str, Any]) -> dict[str, Any]:
     view = out["masks"].get("compositing", "masked")
     out["embeddings"].setdefault("views", ["original", view])
     out["embeddings"].setdefault("compositing", view)
-    chosen = out["fusion"].setdefault("view", out["probes"].get("view", view))
-    out["probes"].setdefault("view", chosen)
+    chosen = out["fusion"].setdefault("view", view)
+    out["probes"].setdefault("methods", list(dict.fromkeys(("medfocus", chosen, "original", "constant"))))
     return out
 
 

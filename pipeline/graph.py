@@ -9,6 +9,7 @@ from typing import Any
 from manifests.errors import UsageError
 from pipeline.config import RunConfig
 from stages.base import Settings
+from stages.probes.settings import sees_masks, views_of
 
 MAP_STAGES = ("proposals", "masks", "embeddings")
 CELL_STAGES = ("texts", "fusion", "probes")
@@ -56,10 +57,11 @@ def _branch(config: RunConfig, policy: str, masks: Settings, *, first: bool) -> 
     embeddings: Settings = config.embeddings
     probes: Settings = config.probes
     if not first:
-        views = tuple(v for v in config.embeddings.views if v != "original" or v == config.fusion.view)
-        embeddings = config.embeddings.model_copy(update={"views": views})
-        methods = tuple(m for m in config.probes.methods if m in ("medfocus", "masked"))
+        methods = tuple(m for m in config.probes.methods if sees_masks(m))
         probes = config.probes.model_copy(update={"methods": methods})
+        read = {config.fusion.view, *(view for method in methods for view in views_of(method))}
+        views = tuple(v for v in config.embeddings.views if v != "original" or v in read)
+        embeddings = config.embeddings.model_copy(update={"views": views})
     fusion_inputs = {"embeddings": key("embeddings"), "texts": "texts"}
     texts = [Node("texts", "texts", config.texts, {})] if first else []
     return [

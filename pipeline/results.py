@@ -22,11 +22,10 @@ from pipeline.config import load_config
 from pipeline.gallery import Pictures, take_pictures
 from pipeline.graph import Node
 from pipeline.workspace import Workspace
+from stages.probes.settings import sees_masks
 from stages.report.data import FAILURE_COLUMNS, LEDGER_COLUMNS, ReportData
 from stages.report.page import PAGE, layout_digest, write_report
-from stages.report.tables import METHODS
-
-WITHOUT_MASK = ("original", "constant")
+from stages.report.tables import place
 
 
 def score_table(workspace: Workspace, committed: Committed) -> pd.DataFrame:
@@ -52,12 +51,11 @@ def score_table(workspace: Workspace, committed: Committed) -> pd.DataFrame:
         If scores are missing or not what was committed.
     """
     rows: list[dict[str, Any]] = []
-    order = list(METHODS)
     for key, cells in committed.cells.items():
         node = workspace.nodes[key]
-        for cell in sorted(cells, key=lambda c: (order.index(c.method), c.fraction, c.seed)):
+        for cell in sorted(cells, key=lambda c: (place(c.method), c.fraction, c.seed)):
             scores = json.loads(read_artifact(workspace, node, cells[cell], "scores.json"))
-            mask = "" if cell.method in WITHOUT_MASK else node.policy
+            mask = node.policy if sees_masks(cell.method) else ""
             rows.append({**scores, "mask": mask, "method": cell.method, "fraction": cell.fraction, "seed": cell.seed})
     if not rows:
         raise InventoryError(

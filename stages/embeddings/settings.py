@@ -9,7 +9,9 @@ from pydantic import Field, field_validator
 from stages.base import Settings
 from stages.models.registry import Features
 
-View = Literal["original", "masked", "overlay", "binary", "crop", "blur", "roi", "ring"]
+View = Literal[
+    "original", "masked", "overlay", "binary", "crop", "blur", "roi", "ring", "inverted", "random-box"
+]  # fmt: skip
 
 
 class EmbeddingsSettings(Settings):

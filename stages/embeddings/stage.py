@@ -28,6 +28,7 @@ from stages.embeddings.views import TOKEN_VIEWS, MaskedCanvas, pool, token_weigh
 from stages.images import Placement, content, letterbox
 from stages.models.card import ACTIVATION_BYTES, feature_dims, model_card, token_grid
 from stages.models.weights import WeightsFolder
+from stages.shape import SHAPE
 
 if TYPE_CHECKING:
     from stages.models.clip import ClipModel
@@ -47,7 +48,7 @@ class Embeddings:
     """
 
     name: ClassVar[str] = "embeddings"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def __init__(self, settings: EmbeddingsSettings, context: StageContext) -> None:
         self.settings = settings
@@ -70,10 +71,11 @@ class Embeddings:
         )
 
     def outputs(self) -> tuple[ArraySpec, ...]:
-        """Vectors (V, D) float32, tokens (n, D) float16 if asked, status; rows that failed hold NaN."""
+        """Vectors (V, D) float32, the mask's shape, tokens (n, D) float16 if asked, status; failed rows hold NaN."""
         dim = feature_dims(self.settings.model)[self.settings.features]
         nan = float("nan")
         specs = [ArraySpec("image", (len(self.settings.views), dim), "float32", ("view", "feature"), nan)]
+        specs.append(ArraySpec("shape", (len(SHAPE),), "float32", ("measure",), nan))
         if self.settings.tokens:
             n = int(np.prod(token_grid(self.settings.model)))
             specs.append(ArraySpec("tokens", (n, dim), "float16", ("token", "feature"), nan, per_item=True))
@@ -84,6 +86,7 @@ class Embeddings:
         s = self.settings
         return {
             "views": list(s.views),
+            "shape": list(SHAPE),
             "card": model_card(s.model, s.precision, s.features),
             "features": s.features,
             "resize": s.resize,
@@ -116,6 +119,7 @@ class Embeddings:
         masks = upstream["masks"]
         side = self.settings.canvas_px
         expect_array("masks.mask", masks["mask"], (len(rows), side, side), "bool")
+        expect_array("masks.shape", masks["shape"], (len(rows), len(SHAPE)), "float32")
         expect_array("masks.masked_image", masks["masked_image"], (len(rows), side, side, 3), "uint8")
         arrays = empty_arrays(self.outputs(), len(rows))
         items: list[ItemOutcome] = []
@@ -131,6 +135,8 @@ class Embeddings:
             ready = [c for c in shown if c is not None]
             if ready:
                 self._encode(ready, arrays)
+                at = [c.position for c in ready]
+                arrays["shape"][at] = masks["shape"][at]
             first = len(items)
             items += [_judge(outcome, arrays, first + i) for i, outcome in enumerate(outcomes)]
             seconds.update({"read": waited - began, "encode": time.perf_counter() - waited})
@@ -163,7 +169,7 @@ class Embeddings:
             mask = masks["mask"][at]
             if masks["status"][at] == Status.FALLBACK or not mask.any():
                 mask = content(placement, self.settings.canvas_px)
-            return MaskedCanvas(at, canvas, masks["masked_image"][at], mask, placement)
+            return MaskedCanvas(at, canvas, masks["masked_image"][at], mask, placement, int(row.image_id, 16))
 
         shown, outcomes = read_each(batch, read, masks["status"][start : start + len(batch)])
         for i, outcome in enumerate(outcomes):

@@ -12,6 +12,8 @@ from stages.images import Placement, composite, content
 
 TOKEN_VIEWS = ("roi", "ring")
 """Views that are pooled from the tokens of `original` instead of being encoded themselves."""
+CONTROLS = ("inverted", "random-box")
+"""Views under deliberately wrong masks: if they score like `masked`, it was not the mask that helped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,8 @@ class MaskedCanvas:
     mask: NDArray[np.bool_]
     """(S, S); the whole image where its own mask was not usable."""
     placement: Placement
+    seed: int = 0
+    """Of the place of `random-box`; the image's own, so that it does not change with the chunk."""
 
     def view(self, name: str, stored: str | None) -> NDArray[np.uint8]:
         """Canvas of one encoded view, (S, S, 3) uint8.
@@ -34,7 +38,7 @@ class MaskedCanvas:
         Parameters
         ----------
         name : str
-            `original` or a mode of `stages.images.composite`.
+            `original`, a mode of `stages.images.composite`, or one of `CONTROLS`, composed as `masked`.
         stored : str or None
             Mode in which `masked_image` was composed; None if that is not known.
         """
@@ -44,12 +48,49 @@ class MaskedCanvas:
             raise ValueError(f"view {name!r} needs the source image")
         if name == "original":
             return self.canvas
-        return composite(self.canvas, self.mask, name, self.placement)
+        mode = "masked" if name in CONTROLS else name
+        return composite(self.canvas, self._control(name) if name in CONTROLS else self.mask, mode, self.placement)
+
+    def _control(self, name: str) -> NDArray[np.bool_]:
+        whole = content(self.placement, len(self.mask))
+        wrong = whole & ~self.mask if name == "inverted" else random_box(self.mask & whole, self.placement, self.seed)
+        return wrong if wrong.any() else whole
 
     def box(self, name: str, resize: str) -> Placement:
         """Part of a view's canvas that the model sees; `crop` fills a canvas of its own, which is used whole."""
         side = self.masked_image.shape[0]
         return model_box(self.placement, side, "letterbox" if name == "crop" else resize)
+
+
+def random_box(mask: NDArray[np.bool_], placement: Placement, seed: int) -> NDArray[np.bool_]:
+    """A box of a mask's area (to a row) and its extent's proportions, somewhere in the image.
+
+    Parameters
+    ----------
+    mask : ndarray of bool, (S, S)
+        Inside the image.
+    placement : Placement
+        Where the image lies in the canvas.
+    seed : int
+        Equal seeds give equal places.
+
+    Returns
+    -------
+    ndarray of bool, (S, S)
+        Empty if the mask is.
+    """
+    area, out = int(mask.sum()), np.zeros_like(mask)
+    if not area:
+        return out
+    extent = [int(np.ptp(np.flatnonzero(mask.any(axis=axis)))) + 1 for axis in (1, 0)]
+    height = round((area * extent[0] / extent[1]) ** 0.5)
+    height = min(placement.height, max(height, -(-area // placement.width), 1))
+    width = min(placement.width, max(1, round(area / height)))
+    random = np.random.default_rng(seed)
+    y = placement.y0 + int(random.integers(placement.height - height + 1))
+    x = placement.x0 + int(random.integers(placement.width - width + 1))
+    out[y : y + height, x : x + width] = True
+    return out
 
 
 def model_box(placement: Placement, canvas_px: int, resize: str) -> Placement:

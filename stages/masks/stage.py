@@ -39,6 +39,7 @@ from stages.masks.policies import (
 from stages.masks.settings import CROPS_TOGETHER, MasksSettings
 from stages.models.card import ACTIVATION_BYTES
 from stages.models.weights import WeightsFolder
+from stages.shape import SHAPE, mask_shape
 
 if TYPE_CHECKING:
     from stages.masks.ranking import Ranker
@@ -76,7 +77,7 @@ class Masks:
     """
 
     name: ClassVar[str] = "masks"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def __init__(self, settings: MasksSettings, context: StageContext) -> None:
         self.settings = settings
@@ -103,7 +104,7 @@ class Masks:
         return StageIdentity(self.name, self.version, settings, weights, upstream=upstream)
 
     def outputs(self) -> tuple[ArraySpec, ...]:
-        """Mask, masked image, score, area as a share of the image, ledger, placement in the canvas, status."""
+        """Mask, masked image, score, area as a share of the image, ledger, shape, placement in the canvas, status."""
         side = self.settings.canvas_px
         return (
             ArraySpec("mask", (side, side), "bool", ("y", "x"), per_item=True),
@@ -111,13 +112,19 @@ class Masks:
             ArraySpec("score", (), "float32", fill=NAN),
             ArraySpec("area_fraction", (), "float32", fill=NAN),
             ArraySpec("ledger", (len(LEDGER),), "float32", ("measure",), NAN),
+            ArraySpec("shape", (len(SHAPE),), "float32", ("measure",), NAN),
             ArraySpec("placement", (4,), "int32", ("side",)),
             ArraySpec("status", (), "uint8"),
         )
 
     def attributes(self) -> Mapping[str, Any]:
-        """Policy and compositing, for readers of the store."""
-        return {"policy": self.settings.policy, "compositing": self.settings.compositing, "ledger": list(LEDGER)}
+        """Policy and compositing, for readers of the store, and the names of measures."""
+        return {
+            "policy": self.settings.policy,
+            "compositing": self.settings.compositing,
+            "ledger": list(LEDGER),
+            "shape": list(SHAPE),
+        }
 
     def projected_bytes(self, chunk_items: int) -> int:
         """Results and upstream candidates of the chunk, one large image while it is scaled, and what ranks crops."""
@@ -233,4 +240,5 @@ def _store(arrays: dict[str, NDArray[Any]], index: int, item: _Item) -> None:
     arrays["score"][index] = item.score
     arrays["area_fraction"][index] = item.final.area_fraction
     arrays["ledger"][index] = item.ledger
+    arrays["shape"][index] = mask_shape(item.final.mask, item.placement)
     arrays["placement"][index] = item.placement.array()

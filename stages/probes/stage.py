@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manifests.audit import flagged
-from manifests.errors import ConfigError
 from manifests.inventory_file import ESCAPED
 from manifests.types import Cell, Split, StageIdentity
 from stages.base import StageContext, StageData
@@ -22,7 +21,7 @@ from stages.features import BANK, text_bank, view_vectors
 from stages.focus import FocusWeights, focus
 from stages.probes.linear import frequencies, prepare
 from stages.probes.logistic import Fit, fit, rotate
-from stages.probes.settings import ProbesSettings
+from stages.probes.settings import ProbesSettings, views_of
 from stages.probes.strength import choose_c
 from stages.scores import score
 from stages.splits import Indices, check_fit_rows, class_indices, test_indices, train_indices
@@ -103,7 +102,7 @@ class Probes:
         n_classes = len(self.context.classes)
         if cell.method == "constant":
             return Fit(frequencies(np.bincount(labels, minlength=n_classes), 0)), {"C": None}
-        normalise = self.settings.normalise
+        normalise = self.settings.normalise and cell.method != "shape"
         rotated = rotate(prepare(self.features(cell.method, data, subset), normalise=normalise), labels)
         groups = [data.rows[i].group_id for i in subset.tolist()]
         c, loss = choose_c(rotated, groups, self.settings, cell.seed)
@@ -117,16 +116,13 @@ class Probes:
         """What a method's probe sees of the rows, (n, D), float; `constant` sees nothing, D = 0. No label goes in."""
         if method == "constant":
             return np.zeros((len(rows), 0))
-        vectors = view_vectors(data, "original" if method == "original" else self.settings.view)[rows]
-        if method != "medfocus":
-            return vectors
-        weights = FocusWeights.load(data.artifacts["fusion"] / "weights.safetensors")
-        if weights.view != self.settings.view:
-            raise ConfigError(
-                f"The fusion was trained on the view {weights.view!r}, but the probes use {self.settings.view!r}.",
-                "Set fusion.view and probes.view to the same.",
-            )
-        return focus(weights, text_bank(data, len(self.context.classes)), vectors)
+        if method == "shape":
+            shape: NDArray[np.float32] = data.arrays["shape"][rows]
+            return shape
+        if method == "medfocus":
+            weights = FocusWeights.load(data.artifacts["fusion"] / "weights.safetensors")
+            return focus(weights, text_bank(data, len(self.context.classes)), view_vectors(data, weights.view)[rows])
+        return np.concatenate([view_vectors(data, view)[rows] for view in views_of(method)], axis=1)
 
 
 @dataclass(frozen=True, slots=True)

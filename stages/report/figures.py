@@ -22,6 +22,8 @@ WITHOUT_MASK: Final = {"original": ("#000000", "s", "-"), "constant": ("#777777"
 """Colour, marker and line of the methods that see no mask."""
 MARKERS: Final = {"medfocus": ("o", "-"), "masked": ("^", "--")}
 """Marker and line by method; the colour is the mask's."""
+MORE_MARKERS: Final = ("o", "^", "D", "v", "P", "X", "<", ">")
+"""Markers by method where there is one mask policy."""
 THUMBNAIL_PX: Final = 176
 JPEG_QUALITY: Final = 82
 
@@ -43,8 +45,9 @@ def learning_curve(summary: pd.DataFrame) -> Figure:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     masks = [m for m in dict.fromkeys(summary["mask"]) if m]
+    methods = [m for m in dict.fromkeys(summary["method"]) if m not in WITHOUT_MASK]
     for (mask, method), points in summary.groupby(["mask", "method"], sort=False):
-        colour, marker, line = _style(str(method), str(mask), masks)
+        colour, marker, line = _style(str(method), str(mask), masks, methods)
         x, mean, sd = (points.sort_values("fraction")[c] * 100 for c in ("fraction", "accuracy_mean", "accuracy_sd"))
         name = f"{method}, mask {mask}" if mask else str(method)
         axes.plot(x, mean, color=colour, marker=marker or None, linestyle=line, label=name, linewidth=1.8)
@@ -107,8 +110,12 @@ def data_uri(data: bytes, media_type: str) -> str:
     return f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def _style(method: str, mask: str, masks: list[str]) -> tuple[str, str, Any]:
+def _style(method: str, mask: str, masks: list[str], methods: list[str]) -> tuple[str, str, Any]:
     if method in WITHOUT_MASK:
         return WITHOUT_MASK[method]
-    colour = COLOURS[masks.index(mask) % len(COLOURS)] if mask in masks else "#444444"
-    return colour, *MARKERS.get(method, ("D", "-."))
+    marker, line = MARKERS.get(method, ("D", "-."))
+    if len(masks) == 1:
+        # One policy: colours tell methods apart instead.
+        turn = methods.index(method)
+        return COLOURS[turn % len(COLOURS)], MORE_MARKERS[turn % len(MORE_MARKERS)], line
+    return COLOURS[masks.index(mask) % len(COLOURS)] if mask in masks else "#444444", marker, line

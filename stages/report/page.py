@@ -93,7 +93,7 @@ def render(data: ReportData, summary: pd.DataFrame, curve_svg: bytes) -> str:
         measures=tables.other_measures(summary),
         seeds=tables.each_seed(data.scores),
         curve=figures.data_uri(curve_svg, "image/svg+xml"),
-        methods=[(m, text) for m, text in tables.METHODS.items() if m in set(summary["method"])],
+        methods=[(m, tables.description(m)) for m in dict.fromkeys(summary["method"])],
         masks=tables.mask_table(data.ledger),
         failures=tables.plain(data.failures, FAILURE_COLUMNS, names=3) if len(data.failures) else None,
         drops=tables.plain(pd.DataFrame(data.drops, columns=DROP_COLUMNS), DROP_COLUMNS, names=1),

@@ -11,11 +11,21 @@ import pandas as pd
 
 METHODS: Final[Mapping[str, str]] = {
     "medfocus": "logistic regression on M = F(T, I), the fusion of class texts and masked image",
-    "masked": "logistic regression on the image vector of the masked image, no fusion",
-    "original": "logistic regression on the image vector of the unmasked image, no fusion",
+    "masked": "logistic regression on the vector of the masked image, no fusion",
+    "original": "logistic regression on the vector of the unmasked image, no fusion",
+    "overlay": "the same on the image with the mask drawn over it",
+    "binary": "the same on the mask alone, in white",
+    "crop": "the same on the mask's box, with a margin",
+    "blur": "the same on the image with everything outside the mask blurred",
+    "roi": "the same on the unmasked image's grid cells, averaged inside the mask",
+    "ring": "the same on its grid cells, averaged outside the mask",
+    "inverted": "control: the same with all but the mask's part of the image",
+    "random-box": "control: the same with a box of the mask's area somewhere in the image",
+    "shape": "control: logistic regression on the mask's area, place and form, without any pixel",
     "constant": "always the most frequent class of the training subset",
 }
 """Known methods in the order in which they are shown, and what each is."""
+CONTROLS: Final = ("inverted", "random-box", "shape", "constant")
 MEASURES: Final[Mapping[str, str]] = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
@@ -25,6 +35,19 @@ MEASURES: Final[Mapping[str, str]] = {
 }
 CELL: Final = ("mask", "method", "fraction")
 UNDEFINED: Final = "–"
+
+
+def place(method: str) -> tuple[float, str]:
+    """Sort key of a method: as in `METHODS`, with joined views before the controls."""
+    known = list(METHODS)
+    return (known.index(method) if method in METHODS else known.index(CONTROLS[0]) - 0.5), method
+
+
+def description(method: str) -> str:
+    """What a method is, in words."""
+    if method in METHODS:
+        return METHODS[method]
+    return f"logistic regression on the joined vectors of {', '.join(method.split('+'))}"
 
 
 class Entry(NamedTuple):
@@ -165,11 +188,8 @@ def n_flagged(scores: pd.DataFrame) -> int:
 
 def _ordered(frame: pd.DataFrame, masks: Sequence[str], keys: Sequence[str]) -> pd.DataFrame:
     """Sort rows: methods as in `METHODS`, masks as given, then by the other keys."""
-    known = {method: position for position, method in enumerate(METHODS)}
-    method = frame["method"].map(lambda m: known.get(m, len(known) - 1.5)).astype("float64")
-    ranked = frame.assign(_method=method, _name=frame["method"], _mask=frame["mask"].map(list(masks).index))
-    by = ["_method", "_name", "_mask", *keys]
-    return ranked.sort_values(by, ignore_index=True).drop(columns=["_method", "_name", "_mask"])
+    ranked = frame.assign(_method=frame["method"].map(place), _mask=frame["mask"].map(list(masks).index))
+    return ranked.sort_values(["_method", "_mask", *keys], ignore_index=True).drop(columns=["_method", "_mask"])
 
 
 def _pairs(summary: pd.DataFrame) -> Iterable[tuple[str, str]]:

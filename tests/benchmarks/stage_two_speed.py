@@ -44,6 +44,7 @@ from stages.models.lite0_minilm import minilm_folder
 from stages.models.training.samples import HELD_OUT_SEED
 from stages.models.training.scenes import draw_scene
 from stages.models.weights import WeightsFolder
+from stages.shape import SHAPE
 
 SIDE: Final = 512
 REPEATS: Final = 3
@@ -85,6 +86,7 @@ def store_images(folder: Path, masks: NDArray[np.bool_], images: NDArray[np.uint
             "score": np.ones(n, np.float32),
             "area_fraction": masks[rows].mean(axis=(1, 2), dtype=np.float32),
             "ledger": np.zeros((n, len(LEDGER)), np.float32),
+            "shape": np.zeros((n, len(SHAPE)), np.float32),
             "placement": np.tile(whole.array(), (n, 1)),
             "status": np.full(n, Status.OK, np.uint8),
         }

@@ -77,7 +77,13 @@ def test_canvas_is_set_once_for_all_sections() -> None:
 def test_views_follow_the_compositing() -> None:
     config = load_config(overrides=["masks.compositing=crop"])
     assert config.embeddings.views == ("original", "crop")
-    assert config.fusion.view == config.probes.view == config.embeddings.compositing == "crop"
+    assert config.fusion.view == config.embeddings.compositing == "crop"
+    assert config.probes.methods == ("medfocus", "crop", "original", "constant")
+
+
+def test_method_whose_view_is_not_embedded_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"'original\+roi'.*lacks roi.*medfocus, shape, constant"):
+        load_config(overrides=['probes.methods=["original+roi"]'])
 
 
 def test_each_policy_is_one_variant_and_none_comes_twice() -> None:

@@ -41,9 +41,19 @@ def test_what_knows_no_mask_is_computed_in_the_first_branch_alone() -> None:
     assert probes.methods == ("medfocus", "masked")
 
 
+def test_view_that_a_joined_method_reads_stays_in_every_branch() -> None:
+    overrides = ['masks.compare=["none"]', 'probes.methods=["original", "original+masked", "shape"]']
+    nodes = {n.key: n.settings for n in build_graph(load_config(overrides=overrides))}
+    embeddings, probes = nodes["embeddings[none]"], nodes["probes[none]"]
+    assert isinstance(embeddings, EmbeddingsSettings)
+    assert isinstance(probes, ProbesSettings)
+    assert embeddings.views == ("original", "masked")
+    assert probes.methods == ("original+masked", "shape")
+
+
 def test_view_that_fusion_reads_stays_in_every_branch() -> None:
     overrides = ['masks.compare=["none"]', 'embeddings.views=["original"]', "fusion.view=original"]
-    config = load_config(overrides=[*overrides, "probes.view=original"])
+    config = load_config(overrides=overrides)
     settings = {n.key: n.settings for n in build_graph(config)}["embeddings[none]"]
     assert isinstance(settings, EmbeddingsSettings)
     assert settings.views == ("original",)

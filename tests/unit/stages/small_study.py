@@ -62,7 +62,7 @@ def study_data(rows: Sequence[ImageRow], drops: Sequence[str] = (), folder: Path
         rows=tuple(rows),
         drops=tuple(drops) or ("first",) * len(rows),
         status=np.full(len(rows), Status.OK, np.uint8),
-        arrays={"image": vectors},
+        arrays={"image": vectors, "shape": vectors[:, 1, :4].astype(np.float32)},
         attributes={"views": ["original", "masked"], "card": CARD},
         artifacts=artifacts,
     )

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from manifests.errors import ReadError, StoreError
@@ -14,10 +16,11 @@ from stages.base import StageContext
 from stages.embeddings import stage as module
 from stages.embeddings.settings import EmbeddingsSettings
 from stages.embeddings.stage import Embeddings
-from stages.embeddings.views import cell_coverage, model_box, token_weights
+from stages.embeddings.views import cell_coverage, model_box, random_box, token_weights
 from stages.images import Placement, composite, content, letterbox, place
 from stages.models.card import architecture_config, check_same_card, feature_dims
 from stages.models.registry import entry
+from stages.shape import mask_shape
 
 S = 64
 GRID = (2, 2)
@@ -84,16 +87,17 @@ def masks(n: int, mask: NDArray[np.bool_] = LEFT, status: Status = Status.OK) ->
     return {
         "mask": np.stack([mask] * n),
         "masked_image": np.stack([composite(CANVAS, mask, "masked", PLACEMENT)] * n),
+        "shape": np.stack([mask_shape(mask, PLACEMENT)] * n),
         "placement": np.stack([PLACEMENT.array()] * n),
         "status": np.full(n, status, np.uint8),
     }
 
 
 def embed(
-    upstream: dict[str, NDArray[Any]], source: Any = None, model: FakeModel | None = None, **settings: Any
+    upstream: dict[str, NDArray[Any]], source: Any = None, model: FakeModel | None = None, **changes: Any
 ) -> UnitResult:
     context = StageContext(upstream={"masks": "f" * 64}, batch_items=2)
-    stage = Embeddings(EmbeddingsSettings(canvas_px=S, **settings), context)
+    stage = Embeddings(EmbeddingsSettings(canvas_px=S, **changes), context)
     stage.model = model or FakeModel()  # type: ignore[assignment]
     return stage.process(rows(len(upstream["status"])), source or FakeSource(), {"masks": upstream})
 
@@ -159,6 +163,46 @@ def test_fallback_stays_fallback_and_shows_the_whole_image() -> None:
     np.testing.assert_allclose(result.arrays["image"][0, 1], colour(CANVAS), rtol=1e-6)
 
 
+def test_controls_are_composed_with_wrong_masks() -> None:
+    model = FakeModel()
+    result = embed(masks(1), model=model, views=("inverted", "random-box"), compositing="masked")
+    whole = content(PLACEMENT, S)
+    np.testing.assert_array_equal(model.seen[0], composite(CANVAS, whole & ~LEFT, "masked", PLACEMENT))
+    box = random_box(LEFT & whole, PLACEMENT, 0)
+    np.testing.assert_array_equal(model.seen[1], composite(CANVAS, box, "masked", PLACEMENT))
+    assert result.items[0].status == Status.OK
+
+
+def test_inverted_mask_of_a_fallback_shows_the_whole_image() -> None:
+    model = FakeModel()
+    embed(masks(1, status=Status.FALLBACK), model=model, views=("inverted",))
+    np.testing.assert_array_equal(model.seen[0], CANVAS)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 30), st.integers(1, 50), st.integers(0, 9))
+def test_random_box_has_the_area_of_the_mask_and_lies_in_the_image(seed, height, width, y) -> None:
+    placement = Placement(4, 6, 40, 50)
+    mask = np.zeros((S, S), dtype=bool)
+    mask[4 + y : 4 + y + height, 6 : 6 + width] = True
+    box = random_box(mask, placement, seed)
+    rows_, columns = np.flatnonzero(box.any(axis=1)), np.flatnonzero(box.any(axis=0))
+    assert not (box & ~content(placement, S)).any()
+    assert box.sum() == len(rows_) * len(columns)
+    assert abs(int(box.sum()) - int(mask.sum())) <= max(len(rows_), len(columns))
+    np.testing.assert_array_equal(box, random_box(mask, placement, seed))
+
+
+def test_random_boxes_lie_in_many_places() -> None:
+    boxes = {random_box(LEFT & content(PLACEMENT, S), PLACEMENT, seed).tobytes() for seed in range(20)}
+    assert len(boxes) > 3
+
+
+def test_shape_of_the_mask_is_handed_on() -> None:
+    found = embed(masks(2)).arrays["shape"]
+    np.testing.assert_array_equal(found, np.stack([mask_shape(LEFT, PLACEMENT)] * 2))
+
+
 def test_row_that_failed_upstream_is_neither_read_nor_encoded() -> None:
     upstream, source, model = masks(3), FakeSource(), FakeModel()
     upstream["status"][1] = Status.FAILED
@@ -202,7 +246,7 @@ def test_outputs_are_what_process_returns() -> None:
     settings = EmbeddingsSettings(canvas_px=S, tokens=True)
     specs = Embeddings(settings, StageContext()).outputs()
     arrays = embed(masks(2), tokens=True).arrays
-    assert [s.name for s in specs] == ["image", "tokens", "status"]
+    assert [s.name for s in specs] == ["image", "shape", "tokens", "status"]
     assert all(arrays[s.name].shape == (2, *s.item_shape) and arrays[s.name].dtype == s.dtype for s in specs)
 
 

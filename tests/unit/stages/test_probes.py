@@ -20,10 +20,10 @@ from stages.fusion.settings import FusionSettings
 from stages.fusion.stage import Fusion
 from stages.probes.linear import LinearProbe, frequencies, prepare
 from stages.probes.logistic import fit, rotate
-from stages.probes.settings import ProbesSettings
+from stages.probes.settings import ProbesSettings, sees_masks, views_of
 from stages.probes.stage import Probes
 from stages.probes.strength import choose_c, grid, search
-from tests.unit.stages.small_study import CLASSES, context, image_rows, study_data
+from tests.unit.stages.small_study import CLASSES, FEATURES, context, image_rows, study_data
 
 COUNTS = {"benign": (9, 5), "malignant": (8, 5), "normal": (7, 5)}
 FIXED = ProbesSettings(C=10.0)
@@ -37,7 +37,7 @@ def problem(n: int, width: int, classes: int, scale: float = 1.0):
 
 
 def run(folder: Path, data, method: str = "masked", settings: ProbesSettings = FIXED):
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     return Probes(settings, context()).fit(Cell(method, 1.0, 0), data, folder)
 
 
@@ -215,9 +215,37 @@ def test_m_does_not_change_when_labels_are_permuted(tmp_path):
     assert not np.allclose(m, stage.features("masked", data, every))
 
 
-def test_fusion_of_another_view_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="trained on the view 'masked', but the probes use 'original'"):
-        run(tmp_path / "out", with_fusion(tmp_path), "medfocus", ProbesSettings(view="original"))
+def test_joined_views_stand_side_by_side(tmp_path):
+    data = study_data(image_rows(dict.fromkeys(CLASSES, (6, 4))))
+    stage, rows = Probes(FIXED, context()), np.array([3, 0])
+    joined = stage.features("original+masked", data, rows)
+    np.testing.assert_array_equal(joined[:, :FEATURES], data.arrays["image"][rows, 0])
+    np.testing.assert_array_equal(joined[:, FEATURES:], data.arrays["image"][rows, 1])
+    assert run(tmp_path, data, "original+masked")["accuracy"] > 1 / 3
+
+
+def test_shape_is_read_as_it_is(tmp_path):
+    data = study_data(image_rows(dict.fromkeys(CLASSES, (6, 4))))
+    every = np.arange(len(data.rows))
+    features = Probes(FIXED, context()).features("shape", data, every)
+    np.testing.assert_array_equal(features, data.arrays["shape"])
+    run(tmp_path, data, "shape")
+    assert not LinearProbe.load(tmp_path / "coef.safetensors").normalise
+
+
+@pytest.mark.parametrize(
+    ("method", "views", "masked"),
+    [
+        ("medfocus", (), True),
+        ("constant", (), False),
+        ("shape", (), True),
+        ("original", ("original",), False),
+        ("original+roi", ("original", "roi"), True),
+    ],
+)
+def test_name_of_a_method_says_what_it_reads(method, views, masked):
+    assert views_of(method) == views
+    assert sees_masks(method) == masked
 
 
 def test_other_methods_need_no_cell():
@@ -283,7 +311,7 @@ def test_data_set_without_test_split_is_refused(tmp_path):
 
 def test_missing_view_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no view 'roi'"):
-        run(tmp_path / "out", study_data(image_rows(COUNTS)), settings=ProbesSettings(C=1.0, view="roi"))
+        run(tmp_path / "out", study_data(image_rows(COUNTS)), "original+roi")
 
 
 @pytest.mark.parametrize("counts", [{"benign": (4, 2), "normal": (0, 2)}, {"benign": (4, 0), "normal": (4, 2)}])
