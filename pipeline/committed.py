@@ -12,7 +12,7 @@ from manifests.errors import DamagedError
 from manifests.fingerprint import digest_bytes
 from manifests.inventory_file import ESCAPED
 from manifests.types import Cell
-from pipeline.graph import Node
+from pipeline.graph import SCORED_STAGES, Node
 from pipeline.plan import PlannedUnit, commits_of, plan_cells, plan_map
 from pipeline.workspace import Workspace
 
@@ -24,7 +24,7 @@ class Committed:
     chunks: Mapping[str, Mapping[tuple[str, str], Commit]]
     """Commits by (drop, unit) of every map node that lacks none, by key of the node."""
     cells: Mapping[str, Mapping[Cell, Commit]]
-    """Commits by cell of every probe node whose inputs are complete, by key of the node."""
+    """Commits by cell of every scored node whose inputs are complete, by key of the node."""
     incomplete: Mapping[str, str]
     """What each unfinished mask policy lacks, such as `3 of 5 chunks of masks`."""
 
@@ -43,7 +43,7 @@ def look_up(workspace: Workspace) -> Committed:
             lacking[node.key] = f"{len(planned)} of {_total(workspace, node)} of {node.stage}"
         elif node.is_map:
             chunks[node.key] = commits_of(workspace, node)
-        if node.stage == "probes":
+        if node.stage in SCORED_STAGES:
             commits = {key: commit for key, commit in commits_of(workspace, node).items() if key not in planned}
             known = workspace.cell_stage(node).cells()
             cells[node.key] = {cell: commits["", cell.unit] for cell in known if ("", cell.unit) in commits}

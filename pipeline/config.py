@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from manifests.errors import ConfigError
 from stages.base import Settings, StudySettings
+from stages.baselines.settings import BaselinesSettings
 from stages.embeddings.settings import EmbeddingsSettings
 from stages.fusion.settings import FusionSettings
 from stages.masks.settings import MasksSettings, Policy
@@ -65,6 +66,7 @@ class RunConfig(Settings):
     texts: TextsSettings = TextsSettings()
     fusion: FusionSettings = FusionSettings()
     probes: ProbesSettings = ProbesSettings()
+    baselines: BaselinesSettings = BaselinesSettings()
     study: StudySettings = StudySettings()
     cluster: ClusterConfig = ClusterConfig()
 
@@ -75,6 +77,12 @@ class RunConfig(Settings):
             raise ValueError(f"canvas_px differs between sections: {sorted(sides)}; set it once, at the top")
         if (self.texts.model, self.texts.features) != (self.embeddings.model, self.embeddings.features):
             raise ValueError("texts and embeddings must name the same model and features")
+        if (self.baselines.model, self.baselines.features) != (self.embeddings.model, self.embeddings.features):
+            raise ValueError("baselines and embeddings must name the same model and features")
+        if self.baselines.view not in self.embeddings.views:
+            raise ValueError(
+                f"baselines.view {self.baselines.view!r} is not among embeddings.views {list(self.embeddings.views)}"
+            )
         if self.fusion.view not in self.embeddings.views:
             raise ValueError(
                 f"fusion.view {self.fusion.view!r} is not among embeddings.views {list(self.embeddings.views)}"
@@ -153,7 +161,7 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 def _share(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Hand values that several sections need to those that do not set them."""
     out = {k: dict(v) if isinstance(v, Mapping) else v for k, v in raw.items()}
-    sections = ("proposals", "masks", "embeddings", "texts", "fusion", "probes")
+    sections = ("proposals", "masks", "embeddings", "texts", "fusion", "probes", "baselines")
     if any(not isinstance(out.setdefault(name, {}), dict) for name in sections):
         return out  # a scalar where a table belongs: validation names it
     canvas_px = out.pop("canvas_px", None)
@@ -162,10 +170,14 @@ def _share(raw: Mapping[str, Any]) -> dict[str, Any]:
             out[name].setdefault("canvas_px", canvas_px)
     for key in ("model", "features"):
         if key in out["embeddings"]:
-            out["texts"].setdefault(key, out["embeddings"][key])
+            for name in ("texts", "baselines"):
+                out[name].setdefault(key, out["embeddings"][key])
     view = out["masks"].get("compositing", "masked")
     out["embeddings"].setdefault("views", ["original", view])
     out["embeddings"].setdefault("compositing", view)
+    views = out["embeddings"]["views"]
+    if isinstance(views, list | tuple) and views and "original" not in views:
+        out["baselines"].setdefault("view", views[0])
     chosen = out["fusion"].setdefault("view", view)
     out["probes"].setdefault("methods", list(dict.fromkeys(("medfocus", chosen, "original", "constant"))))
     return out

@@ -26,7 +26,7 @@ from pipeline.plan import PlannedUnit, cell_inputs, input_digests, stale_cell, s
 from pipeline.workspace import Workspace
 from stages.base import MapStage, StageData
 
-CELL_ARRAYS = ("image", "status")
+CELL_ARRAYS = ("image", "shape", "status")
 """What cells read of the embeddings; tokens would fill a worker's memory."""
 
 

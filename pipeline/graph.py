@@ -12,7 +12,9 @@ from stages.base import Settings
 from stages.probes.settings import sees_masks, views_of
 
 MAP_STAGES = ("proposals", "masks", "embeddings")
-CELL_STAGES = ("texts", "fusion", "probes")
+CELL_STAGES = ("texts", "fusion", "probes", "baselines")
+SCORED_STAGES = ("probes", "baselines")
+"""Their cells have scores."""
 STAGE_CHOICES = (*MAP_STAGES, *CELL_STAGES, "one", "two", "all")
 GROUPS = {"one": ("proposals", "masks"), "two": ("embeddings", "texts", "fusion", "probes"), "all": ("probes", "masks")}
 
@@ -44,6 +46,9 @@ def build_graph(config: RunConfig) -> tuple[Node, ...]:
         nodes.append(Node("proposals", "proposals", config.proposals, {}))
     for position, (policy, masks) in enumerate(variants.items()):
         nodes.extend(_branch(config, policy, masks, first=position == 0))
+    first = next(iter(variants))
+    inputs = {"embeddings": f"embeddings[{first}]", "texts": "texts"}
+    nodes.append(Node("baselines", "baselines", config.baselines, inputs, first))
     return tuple(nodes)
 
 

@@ -55,7 +55,7 @@ def score_table(workspace: Workspace, committed: Committed) -> pd.DataFrame:
         node = workspace.nodes[key]
         for cell in sorted(cells, key=lambda c: (place(c.method), c.fraction, c.seed)):
             scores = json.loads(read_artifact(workspace, node, cells[cell], "scores.json"))
-            mask = node.policy if sees_masks(cell.method) else ""
+            mask = node.policy if _sees_masks(workspace, node, cell.method) else ""
             rows.append({**scores, "mask": mask, "method": cell.method, "fraction": cell.fraction, "seed": cell.seed})
     if not rows:
         raise InventoryError(
@@ -63,6 +63,10 @@ def score_table(workspace: Workspace, committed: Committed) -> pd.DataFrame:
             "Run first: pipeline run --stage all",
         )
     return pd.DataFrame(rows)
+
+
+def _sees_masks(workspace: Workspace, node: Node, method: str) -> bool:
+    return sees_masks(workspace.config.baselines.view if node.stage == "baselines" else method)
 
 
 def mask_ledger(workspace: Workspace, committed: Committed) -> pd.DataFrame:

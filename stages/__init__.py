@@ -15,6 +15,7 @@ REGISTRY: dict[str, str] = {
     "texts": "stages.texts.stage:Texts",
     "fusion": "stages.fusion.stage:Fusion",
     "probes": "stages.probes.stage:Probes",
+    "baselines": "stages.baselines.stage:Baselines",
 }
 
 

@@ -63,6 +63,11 @@ def text_bank(data: StageData, n_classes: int) -> NDArray[np.float32]:
     return bank
 
 
+def readable(name: str) -> str:
+    """Class name as it stands in a sentence: `_` and `-` become spaces, capitals stay."""
+    return " ".join(name.replace("_", " ").replace("-", " ").split())
+
+
 def unit_rows(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
     """Scale each vector to length 1, in float64; a zero vector stays zero."""
     exact = vectors.astype(np.float64)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +16,7 @@ from stages.features import unit_rows
 from stages.focus import NORM_EPSILON, FocusWeights, attention, text_span
 from stages.fusion.loss import contrastive_loss
 from stages.fusion.settings import FusionSettings
+from stages.threads import one_thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,14 +166,3 @@ def _epoch(
         total += len(batch) * torch.stack([contrastive.detach(), cross_entropy.detach()])
     means = (total / sum(len(batch) for batch in batches)).tolist()
     return EpochLoss(share * means[0] + (1 - share) * means[1], *means)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Run torch on one thread: steps are too small to share, and the number of cores must not change results."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -110,12 +110,19 @@ class ClipModel:
         Tensor of float32, (K, D), on the CPU
             L2-normalised.
         """
+        batches = [self.text_tower(texts[i : i + TEXT_BATCH]) for i in range(0, len(texts), TEXT_BATCH)]
+        return self.text_features(torch.cat(batches).float().cpu(), features)
+
+    @property
+    def text_tower(self) -> TextEncoder:
+        """The text tower, loaded at its first use."""
         self._text = self._text or self._load_text()
-        batches = [self._text(texts[i : i + TEXT_BATCH]) for i in range(0, len(texts), TEXT_BATCH)]
-        vectors = F.normalize(torch.cat(batches).float().cpu(), dim=-1)
-        if features == "trunk":
-            vectors = F.normalize(vectors @ self._projection.cpu().T, dim=-1)
-        return vectors
+        return self._text
+
+    def text_features(self, vectors: Tensor, features: Features) -> Tensor:
+        """Bring what the text tower gives, (K, projected dim), into the space of the image features; unit vectors."""
+        unit = F.normalize(vectors, dim=-1)
+        return F.normalize(unit @ self._projection.to(unit.device).T, dim=-1) if features == "trunk" else unit
 
     def _in_space(self, trunk: Tensor, features: Features) -> Tensor:
         return trunk.float() @ self._projection if features == "projected" else trunk.float()

@@ -44,7 +44,8 @@ def load_towers(name: str, device: str) -> tuple[CnnTower, Callable[[], TextEnco
     def load_text() -> TextEncoder:
         encoder = text_encoder()
         load_strictly(encoder, weights.tensors("text."), NAME_OF_WEIGHTS)
-        return sentence_encoder(encoder.to(device).eval(), text_tokenizer(), device)
+        frozen = encoder.to(device).eval().requires_grad_(requires_grad=False)
+        return sentence_encoder(frozen, text_tokenizer(), device)
 
     return image_tower(weights.tensors("visual.")), load_text
 
@@ -52,13 +53,12 @@ def load_towers(name: str, device: str) -> tuple[CnnTower, Callable[[], TextEnco
 def sentence_encoder(encoder: HFTextEncoder, tokenizer: HFTokenizer, device: str) -> TextEncoder:
     """Texts to vectors; columns that are padding in every text are left out, which changes nothing but the time."""
 
-    def encode(texts: Sequence[str]) -> Tensor:
-        tokens = tokenizer(list(texts))
+    def tokenize(texts: Sequence[str]) -> Tensor:
+        tokens: Tensor = tokenizer(list(texts))
         used = int((tokens != encoder.config.pad_token_id).sum(dim=1).max())
-        vectors: Tensor = encoder(tokens[:, :used].to(device))
-        return vectors
+        return tokens[:, :used].to(device)
 
-    return encode
+    return TextEncoder(encoder, tokenize, encoder.transformer.get_input_embeddings())
 
 
 def image_tower(state: Mapping[str, Tensor]) -> CnnTower:

@@ -41,13 +41,19 @@ def load_towers(name: str, device: str) -> tuple[VitTower, Callable[[], TextEnco
         tokenizer = open_clip.get_tokenizer(architecture)
         encoder = model.to(device)
 
-        def encode(texts: Sequence[str]) -> Tensor:
-            vectors: Tensor = encoder.encode_text(tokenizer(list(texts)).to(device))
-            return vectors
+        def tokenize(texts: Sequence[str]) -> Tensor:
+            tokens: Tensor = tokenizer(list(texts)).to(device)
+            return tokens
 
-        return encode
+        return TextEncoder(encoder.encode_text, tokenize, _embedding_of(encoder))
 
     return tower, load_text
+
+
+def _embedding_of(model: Any) -> Any:
+    """Where a model's text tower looks tokens up: open_clip's own, within the model or beside it, or Hugging Face's."""
+    tower = getattr(model, "text", model)
+    return tower.transformer.get_input_embeddings() if hasattr(tower, "pooler") else tower.token_embedding
 
 
 def load_checked(architecture: str, path: Path) -> Any:

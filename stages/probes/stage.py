@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from manifests.audit import flagged
-from manifests.inventory_file import ESCAPED
-from manifests.types import Cell, Split, StageIdentity
+from manifests.types import Cell, StageIdentity
 from stages.base import StageContext, StageData
 from stages.features import BANK, text_bank, view_vectors
 from stages.focus import FocusWeights, focus
+from stages.predictions import ScoredRows, write_results
 from stages.probes.linear import frequencies, prepare
 from stages.probes.logistic import Fit, fit, rotate
 from stages.probes.settings import ProbesSettings, views_of
 from stages.probes.strength import choose_c
-from stages.scores import score
 from stages.splits import Indices, check_fit_rows, class_indices, test_indices, train_indices
 
 logger = logging.getLogger(__name__)
@@ -81,19 +76,9 @@ class Probes:
         classes = self.context.classes
         subset, test = train_indices(data, cell.fraction, cell.seed), test_indices(data)
         fitted, choice = self._fit(cell, data, subset)
-        predictions = Predictions(
-            rows=test,
-            truth=class_indices(data, test, classes),
-            flagged=_flagged(data, test),
-            probabilities=fitted.probe.probabilities(self.features(cell.method, data, test)),
-        )
-        scores = score(predictions.probabilities, predictions.truth, predictions.flagged, len(subset))
-        lost = sum(row.split == Split.TEST and bool(row.label) for row in data.rows) - len(test)
+        probabilities = fitted.probe.probabilities(self.features(cell.method, data, test))
         fitted.probe.save(out / "coef.safetensors")
-        predictions.write(out / "predictions.csv", data, classes)
-        content = scores.to_json() | {"method": cell.method, "n_test_failed": lost} | choice
-        (out / "scores.json").write_text(json.dumps(content, indent=1, allow_nan=False), "utf-8")
-        return scores.numbers() | {name: float(value) for name, value in choice.items() if value is not None}
+        return write_results(out, cell.method, ScoredRows(data, test, classes), probabilities, len(subset), choice)
 
     def _fit(self, cell: Cell, data: StageData, subset: Indices) -> tuple[Fit, dict[str, float | None]]:
         """Fit on the training subset; also C and how the optimisation ended."""
@@ -123,39 +108,3 @@ class Probes:
             weights = FocusWeights.load(data.artifacts["fusion"] / "weights.safetensors")
             return focus(weights, text_bank(data, len(self.context.classes)), view_vectors(data, weights.view)[rows])
         return np.concatenate([view_vectors(data, view)[rows] for view in views_of(method)], axis=1)
-
-
-@dataclass(frozen=True, slots=True)
-class Predictions:
-    """What one probe says of the test rows."""
-
-    rows: Indices
-    """Positions in `StageData.rows`, (n,)."""
-    truth: Indices
-    """Class index, (n,)."""
-    flagged: NDArray[np.bool_]
-    """True where the image or its group also occurs in train or val, (n,)."""
-    probabilities: NDArray[np.float64]
-    """(n, K)."""
-
-    def write(self, path: Path, data: StageData, classes: Sequence[str]) -> None:
-        """Write one line a row: image_id, drop, row, label, predicted, flagged (0 or 1), and p_<class> for each.
-
-        As in inventory.csv, a class name that a spreadsheet would run as a formula gets an apostrophe before it.
-        """
-        shown = [f"'{name}" if name.startswith(ESCAPED) else name for name in classes]
-        truth = self.truth.tolist()
-        predicted = self.probabilities.argmax(axis=1).tolist()
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(("image_id", "drop", "row", "label", "predicted", "flagged", *(f"p_{c}" for c in classes)))
-            for i, position in enumerate(self.rows.tolist()):
-                row = data.rows[position]
-                names = (row.image_id, data.drops[position], row.row, shown[truth[i]], shown[predicted[i]])
-                writer.writerow((*names, int(self.flagged[i]), *self.probabilities[i].tolist()))
-
-
-def _flagged(data: StageData, rows: Indices) -> NDArray[np.bool_]:
-    """Test rows whose bytes or group also occur in train or val, (n,) bool."""
-    leaks = flagged(data.rows)
-    return np.array([data.rows[i].image_id in leaks for i in rows.tolist()], dtype=bool)

@@ -19,13 +19,17 @@ METHODS: Final[Mapping[str, str]] = {
     "blur": "the same on the image with everything outside the mask blurred",
     "roi": "the same on the unmasked image's grid cells, averaged inside the mask",
     "ring": "the same on its grid cells, averaged outside the mask",
-    "inverted": "control: the same with all but the mask's part of the image",
-    "random-box": "control: the same with a box of the mask's area somewhere in the image",
+    "zero-shot": "the class whose text is most similar to the image, no training",
+    "tip-adapter": "zero-shot plus similarity to the training images, which are kept as they are",
+    "tip-adapter-f": "the same with trained keys",
+    "coop": "zero-shot with learned words before the class name",
+    "cocoop": "the same with words that depend on the image",
+    "inverted": "control: logistic regression on the vector of all but the mask's part of the image",
+    "random-box": "control: logistic regression on the vector of a box of the mask's area somewhere in the image",
     "shape": "control: logistic regression on the mask's area, place and form, without any pixel",
     "constant": "always the most frequent class of the training subset",
 }
 """Known methods in the order in which they are shown, and what each is."""
-CONTROLS: Final = ("inverted", "random-box", "shape", "constant")
 MEASURES: Final[Mapping[str, str]] = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
@@ -38,9 +42,9 @@ UNDEFINED: Final = "–"
 
 
 def place(method: str) -> tuple[float, str]:
-    """Sort key of a method: as in `METHODS`, with joined views before the controls."""
+    """Sort key of a method: as in `METHODS`, with joined views before the baselines."""
     known = list(METHODS)
-    return (known.index(method) if method in METHODS else known.index(CONTROLS[0]) - 0.5), method
+    return (known.index(method) if method in METHODS else known.index("zero-shot") - 0.5), method
 
 
 def description(method: str) -> str:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from manifests.errors import InventoryError, WeightsError
 from manifests.types import Cell, StageIdentity
 from stages.base import StageContext, StageData
+from stages.features import readable
 from stages.models.card import model_card
 from stages.models.weights import WeightsFolder
 from stages.texts.settings import TextsSettings
@@ -78,11 +79,6 @@ class Texts:
         for file, content in (("prompts.json", prompts), ("card.json", card)):
             (out / file).write_text(json.dumps(content, indent=1, ensure_ascii=False), "utf-8")
         return {"classes": len(prompts), "prompts": len(flat)}
-
-
-def readable(name: str) -> str:
-    """Class name as it stands in a sentence: `_` and `-` become spaces, capitals stay."""
-    return " ".join(name.replace("_", " ").replace("-", " ").split())
 
 
 def class_prompts(classes: tuple[str, ...], templates: tuple[str, ...]) -> dict[str, list[str]]:

@@ -270,7 +270,7 @@ def test_identity_and_outputs_need_no_torch() -> None:
 
 def test_declared_outputs_are_what_the_model_gives(lite0: ClipModel) -> None:
     stage = Embeddings(EmbeddingsSettings(tokens=True), StageContext())
-    image, tokens, _ = stage.outputs()
+    image, _, tokens, _ = stage.outputs()
     encoding = lite0.encode_image(IMAGES[:1], "trunk", tokens=True)
     assert encoding.tokens is not None
     assert (encoding.vectors.shape[1], tuple(encoding.tokens.shape[1:])) == (image.item_shape[1], tokens.item_shape)

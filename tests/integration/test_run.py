@@ -124,6 +124,17 @@ def test_changed_seeds_fit_only_the_new_cells(study: Study) -> None:
     assert done["committed"] == {"fusion[supplied]": 2}
 
 
+def test_baselines_and_more_methods_add_cells_and_rows_to_the_report(study: Study) -> None:
+    more = ("--set", 'probes.methods=["medfocus", "original+masked", "shape"]')
+    baselines = ("--set", 'baselines.methods=["zero-shot", "tip-adapter"]')
+    assert "Done: 8 of" in study.run("--stage", "probes", *more).out
+    assert "Done: 8 of" in study.run("--stage", "baselines", *baselines).out
+    shown = study.cli("report", "--dataset", "phantoms", "--workdir", study.work, *QUICK, *more, *baselines)
+    assert shown.code == 0, shown.err
+    for method in ("medfocus", "original+masked", "shape", "zero-shot", "tip-adapter"):
+        assert f"{method} " in shown.out
+
+
 def test_array_parts_together_equal_one_run(study: Study, tmp_path: Path) -> None:
     parts = Study(study.cli, tmp_path / "parts", study.source)
     parts.ingest("--chunk-items", 4)

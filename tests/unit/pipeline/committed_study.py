@@ -13,7 +13,7 @@ from manifests.ingest import IngestOptions, ingest
 from manifests.layout import DatasetPaths
 from manifests.types import Cell, ItemOutcome, Split, Status, UnitResult
 from pipeline.config import load_config
-from pipeline.graph import Node
+from pipeline.graph import SCORED_STAGES, Node, select
 from pipeline.plan import cell_inputs, input_digests
 from pipeline.workspace import Workspace
 from stages.base import empty_arrays, status_array
@@ -42,15 +42,18 @@ def reopened(workspace: Workspace, *settings: str, source: Path | None = None) -
 
 
 def complete(workspace: Workspace, *keys: str, flagged: int = 0, correct: int = 3) -> Workspace:
-    """Commit every unit of the nodes named, of all by default."""
+    """Commit every unit of the nodes named; by default of what `run --stage all` completes."""
+    wanted = keys or [node.key for node in select(tuple(workspace.nodes.values()), "all")]
     for node in workspace.nodes.values():
-        if keys and node.key not in keys:
+        if node.key not in wanted:
             continue
         if node.is_map:
             commit_chunks(workspace, node)
         else:
             for cell in workspace.cell_stage(node).cells():
-                files = _scores(workspace, cell, flagged, correct) if node.stage == "probes" else {"made.json": "{}"}
+                files = (
+                    _scores(workspace, cell, flagged, correct) if node.stage in SCORED_STAGES else {"made.json": "{}"}
+                )
                 commit_cell(workspace, node, cell, files)
     workspace.forget_plans()
     return workspace

@@ -133,6 +133,19 @@ def test_policies_come_as_configured_and_methods_in_their_order(study: Workspace
     assert html.index("<td>supplied</td>") < html.index("<td>none</td>")
 
 
+def test_baselines_that_were_run_stand_beside_the_probes(study: Workspace) -> None:
+    assert "zero-shot" not in set(report_data(study).scores["method"])
+    complete(study, "baselines", correct=4)
+    scores = report_data(reopened(study)).scores
+    rows = scores[scores["method"] == "zero-shot"]
+    assert list(rows["mask"].unique()) == [""]
+    assert len(rows) == 4
+    assert (rows["correct"] == 4).all()
+    masked = complete(reopened(study, "baselines.view=masked"), "baselines")
+    scores = report_data(reopened(masked, "baselines.view=masked")).scores
+    assert set(scores.loc[scores["method"] == "coop", "mask"]) == {"supplied"}
+
+
 def test_ledger_counts_every_image_once_a_policy(study: Workspace) -> None:
     ledger = report_data(study).ledger
     assert ledger.groupby("mask")["n"].sum().to_dict() == {"supplied": 18, "none": 18}

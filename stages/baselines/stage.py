@@ -1,0 +1,135 @@
+"""Baselines: one fit a method, fraction and seed, on the same rows as every other method of the study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manifests.types import Cell, StageIdentity
+from stages.base import StageContext, StageData
+from stages.baselines.settings import BaselinesSettings
+from stages.features import BANK, readable, text_bank, unit_rows, view_vectors
+from stages.models.weights import WeightsFolder
+from stages.predictions import ScoredRows, write_results
+from stages.splits import Indices, check_fit_rows, class_indices, test_indices, train_indices
+
+if TYPE_CHECKING:
+    from stages.models.clip import ClipModel
+
+Outcome = tuple[NDArray[np.float64], dict[str, float | None]]
+"""Probabilities of the test rows, (n, K), and what was chosen."""
+
+
+class Baselines:
+    """Zero-shot CLIP, Tip-Adapter(-F), CoOp and CoCoOp on cached vectors.
+
+    Parameters
+    ----------
+    settings : BaselinesSettings
+        Methods and hyperparameters.
+    context : StageContext
+        Fingerprints of the inputs, class names, fractions and seeds.
+    """
+
+    name: ClassVar[str] = "baselines"
+    version: ClassVar[int] = 1
+
+    def __init__(self, settings: BaselinesSettings, context: StageContext) -> None:
+        self.settings = settings
+        self.context = context
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The image vectors and the text bank."""
+        return ("embeddings", "texts")
+
+    def identity(self) -> StageIdentity:
+        """Settings but for the methods, classes, weights of the text tower, and fingerprints of the inputs."""
+        settings = self.settings.model_dump(mode="json", exclude={"methods"}) | {"classes": list(self.context.classes)}
+        weights = WeightsFolder().digests(self.settings.model)
+        return StageIdentity(self.name, self.version, settings, weights, dict(self.context.upstream))
+
+    def cells(self) -> tuple[Cell, ...]:
+        """Every method with every fraction and seed."""
+        study = self.context.study
+        return tuple(Cell(m, f, s) for m in self.settings.methods for f in study.fractions for s in study.seeds)
+
+    def needs(self, cell: Cell) -> Mapping[str, Cell]:  # noqa: ARG002  every cell needs the same
+        """The text bank."""
+        return {"texts": BANK}
+
+    def fit(self, cell: Cell, data: StageData, out: Path) -> Mapping[str, float]:
+        """Write predictions.csv (test rows only) and scores.json, and what was learned.
+
+        Raises
+        ------
+        RefusedError
+            If there is no training row or no test row, or vectors and texts do not go together.
+        ConfigError
+            If the view does not exist, or a loss stops being finite.
+        """
+        classes = self.context.classes
+        subset, test = train_indices(data, cell.fraction, cell.seed), test_indices(data)
+        check_fit_rows(data, subset)
+        run = {"zero-shot": self._zero_shot, "coop": self._prompts, "cocoop": self._prompts}.get(cell.method, self._tip)
+        probabilities, choice = run(cell, data, subset, test, out)
+        return write_results(out, cell.method, ScoredRows(data, test, classes), probabilities, len(subset), choice)
+
+    def _vectors(self, data: StageData, rows: Indices) -> NDArray[np.float64]:
+        return unit_rows(view_vectors(data, self.settings.view)[rows])
+
+    def _texts(self, data: StageData) -> NDArray[np.float64]:
+        return unit_rows(text_bank(data, len(self.context.classes)))
+
+    def _zero_shot(self, _cell: Cell, data: StageData, _subset: Indices, test: Indices, _out: Path) -> Outcome:
+        logits = self.settings.temperature * self._vectors(data, test) @ self._texts(data).T
+        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return shares / shares.sum(axis=1, keepdims=True), {}
+
+    def _tip(self, cell: Cell, data: StageData, subset: Indices, test: Indices, out: Path) -> Outcome:
+        from safetensors.numpy import save_file
+
+        from stages.baselines.tip import Subset, tip_adapter
+
+        s, trained = self.settings, cell.method == "tip-adapter-f"
+        labels = class_indices(data, subset, self.context.classes)
+        examples = Subset(self._vectors(data, subset), labels, [data.rows[i].group_id for i in subset.tolist()])
+        tuned = tip_adapter(examples, self._texts(data), s.temperature, folds=s.folds, seed=cell.seed, trained=trained)
+        if trained:
+            save_file({"keys": tuned.cache.keys.numpy()}, out / "keys.safetensors")
+        choice = {"alpha": tuned.alpha, "beta": tuned.beta, "held_out_accuracy": tuned.held_out_accuracy}
+        return tuned.probabilities(self._vectors(data, test)), choice
+
+    def _prompts(self, cell: Cell, data: StageData, subset: Indices, test: Indices, out: Path) -> Outcome:
+        import torch
+        from safetensors.torch import save_file
+
+        from stages.baselines import prompts
+
+        s, names = self.settings, [readable(name) for name in self.context.classes]
+        images, shown = (self._vectors(data, rows).astype(np.float32) for rows in (subset, test))
+        start = (_model(s.model), names, s.context, s.features, s.temperature)
+        labels = class_indices(data, subset, self.context.classes)
+        if cell.method == "coop":
+            learner = prompts.Prompts(*start)
+            steps = prompts.Steps(s.coop_rate, prompts.coop_epochs(len(subset), len(names)), prompts.BATCH)
+        else:
+            generator = torch.Generator().manual_seed(cell.seed)
+            learner = prompts.ConditionalPrompts(*start, width=images.shape[1], generator=generator)
+            steps = prompts.Steps(s.cocoop_rate, s.cocoop_epochs, 1)
+        loss = prompts.train_prompts(learner, images, labels, steps, cell.seed)
+        save_file({k: v.detach().contiguous() for k, v in learner.named_parameters()}, out / "prompts.safetensors")
+        return prompts.predict(learner, shown), {"loss": loss, "epochs": float(steps.epochs)}
+
+
+@lru_cache(maxsize=1)
+def _model(name: str) -> ClipModel:
+    """Load a model once a process; texts are encoded in float32 on the CPU."""
+    from stages.models.clip import load_clip
+
+    return load_clip(name, "cpu", "float32")
