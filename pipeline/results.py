@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 from collections import Counter
@@ -23,7 +24,7 @@ from pipeline.gallery import Pictures, take_pictures
 from pipeline.graph import Node
 from pipeline.workspace import Workspace
 from stages.probes.settings import sees_masks
-from stages.report.data import FAILURE_COLUMNS, LEDGER_COLUMNS, ReportData
+from stages.report.data import ANSWER_COLUMNS, FAILURE_COLUMNS, LEDGER_COLUMNS, ReportData
 from stages.report.page import PAGE, layout_digest, write_report
 from stages.report.tables import place
 
@@ -63,6 +64,37 @@ def score_table(workspace: Workspace, committed: Committed) -> pd.DataFrame:
             "Run first: pipeline run --stage all",
         )
     return pd.DataFrame(rows)
+
+
+def answer_table(workspace: Workspace, committed: Committed) -> pd.DataFrame:
+    """One row a test image and scored cell, with `ANSWER_COLUMNS`.
+
+    Raises
+    ------
+    DamagedError
+        If predictions are missing or not what was committed.
+    """
+    groups = {row.image_id: row.group_id for drop in workspace.drops for row in workspace.rows(drop.drop_id)}
+    frames = []
+    for key, cells in committed.cells.items():
+        node = workspace.nodes[key]
+        for cell, commit in cells.items():
+            file = io.BytesIO(read_artifact(workspace, node, commit, "predictions.csv"))
+            told = pd.read_csv(file, usecols=["image_id", "label", "predicted", "flagged"], dtype=str, na_filter=False)
+            frame = pd.DataFrame(
+                {
+                    "mask": node.policy if _sees_masks(workspace, node, cell.method) else "",
+                    "method": cell.method,
+                    "fraction": cell.fraction,
+                    "seed": cell.seed,
+                    "image_id": told["image_id"],
+                    "group": told["image_id"].map(groups),
+                    "flagged": told["flagged"] == "1",
+                    "correct": told["predicted"] == told["label"],
+                }
+            )
+            frames.append(frame)
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(ANSWER_COLUMNS))
 
 
 def _sees_masks(workspace: Workspace, node: Node, method: str) -> bool:
@@ -159,6 +191,8 @@ def report_data(workspace: Workspace) -> ReportData:
         fingerprint=_fingerprint(workspace, committed, pictures, command),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         scores=scores,
+        answers=answer_table(workspace, committed),
+        published=workspace.config.study.published,
         cards=model_cards(workspace, committed),
         ledger=mask_ledger(workspace, committed),
         failures=failure_table(committed),

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,8 @@ class StudySettings(Settings):
     fractions: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5, 1.0)
     """Shares of each class's training groups, in (0, 1]."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    published: Literal["none", "covid", "lung", "brain", "breast"] = "none"
+    """Table of the MedFocusCLIP paper that the report shows beside these results."""
 
     @field_validator("fractions")
     @classmethod

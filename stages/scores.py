@@ -35,6 +35,9 @@ class Scores:
     """One class against the rest, mean over the classes that occur in test; None if test has one class only."""
     ece: float
     """Expected calibration error of the top class, in 15 bins of equal width."""
+    brier: float
+    """Brier score over all classes (Monthly Weather Review 78, 1950): mean squared distance of the probabilities from
+    the truth, in [0, 2]."""
     interval_low: float
     """Lower end of the 95 % Wilson interval of the accuracy."""
     interval_high: float
@@ -98,6 +101,7 @@ def score(
         macro_f1=_macro_f1(counts),
         auroc=_auroc(probabilities, truth),
         ece=_calibration_error(probabilities.max(axis=1), right),
+        brier=float(((probabilities - np.eye(classes)[truth]) ** 2).sum(axis=1).mean()),
         interval_low=low,
         interval_high=high,
         n_test_unflagged=int((~flagged).sum()),

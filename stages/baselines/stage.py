@@ -37,7 +37,7 @@ class Baselines:
     """
 
     name: ClassVar[str] = "baselines"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def __init__(self, settings: BaselinesSettings, context: StageContext) -> None:
         self.settings = settings

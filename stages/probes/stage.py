@@ -36,7 +36,7 @@ class Probes:
     """
 
     name: ClassVar[str] = "probes"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def __init__(self, settings: ProbesSettings, context: StageContext) -> None:
         self.settings = settings

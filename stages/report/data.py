@@ -23,11 +23,13 @@ SCORE_COLUMNS: Final = (
     "macro_f1",
     "auroc",
     "ece",
+    "brier",
     "interval_low",
     "interval_high",
     "n_test_unflagged",
     "correct_unflagged",
 )
+ANSWER_COLUMNS: Final = ("mask", "method", "fraction", "seed", "image_id", "group", "flagged", "correct")
 LEDGER_COLUMNS: Final = ("mask", "split", "class", "n", "ok", "fallback", "failed", "mean_area")
 FAILURE_COLUMNS: Final = ("stage", "status", "reason", "n")
 
@@ -76,6 +78,8 @@ class ReportData:
     """UTC time, ISO 8601."""
     scores: pd.DataFrame
     """A row for each (mask, method, fraction, seed) with `SCORE_COLUMNS`; auroc may be missing."""
+    answers: pd.DataFrame
+    """A row for each test image of each cell with `ANSWER_COLUMNS`."""
     cards: Sequence[Mapping[str, Any]]
     """Identity cards of the models."""
     ledger: pd.DataFrame
@@ -83,6 +87,8 @@ class ReportData:
     failures: pd.DataFrame
     """Failed and fallback images by stage, status and reason with `FAILURE_COLUMNS`."""
     gallery: Sequence[GalleryItem]
+    published: str = "none"
+    """Table of the paper that is shown beside, see `published`."""
     incomplete: Mapping[str, str] = field(default_factory=dict)
     """What each unfinished mask policy lacks, such as `3 of 5 chunks of masks`."""
     unreadable: Mapping[str, int] = field(default_factory=dict)
@@ -91,6 +97,7 @@ class ReportData:
     def __post_init__(self) -> None:
         for name, frame, columns in (
             ("scores", self.scores, SCORE_COLUMNS),
+            ("answers", self.answers, ANSWER_COLUMNS),
             ("ledger", self.ledger, LEDGER_COLUMNS),
             ("failures", self.failures, FAILURE_COLUMNS),
         ):

@@ -15,7 +15,9 @@ from jinja2 import Environment, StrictUndefined
 from manifests.disk import disk_errors, make_private, place, write_atomic, write_synced
 from manifests.fingerprint import digest_bytes, digest_json
 from stages.report import figures, notes, tables
+from stages.report.comparison import REFERENCE, compare, comparison_table
 from stages.report.data import FAILURE_COLUMNS, SCORE_COLUMNS, GalleryItem, ReportData
+from stages.report.published import published_table
 
 PAGE = "index.html"
 DROP_COLUMNS = ("id", "n_items", "created")
@@ -30,7 +32,7 @@ def layout_digest() -> str:
 
 
 def write_report(data: ReportData, out: Path) -> Path:
-    """Write index.html, scores.csv, summary.csv and figures/learning_curve.{png,svg,csv}; the page comes last.
+    """Write index.html, tables as CSV and figures/learning_curve.{png,svg,csv}; the page comes last.
 
     Parameters
     ----------
@@ -58,15 +60,17 @@ def write_report(data: ReportData, out: Path) -> Path:
         _replace(folder / f"learning_curve.{kind}", image)
     points = ["mask", "method", "fraction", "seeds", "accuracy_mean", "accuracy_sd"]
     write_atomic(folder / "learning_curve.csv", summary[points].to_csv(index=False, lineterminator="\n"))
+    compared = compare(data.answers)
+    write_atomic(out / "comparison.csv", compared.to_csv(index=False, lineterminator="\n"))
     write_atomic(out / "summary.csv", summary.to_csv(index=False, lineterminator="\n"))
     rest = [column for column in data.scores.columns if column not in SCORE_COLUMNS]
     scores = data.scores[[*SCORE_COLUMNS, *rest]]
     write_atomic(out / "scores.csv", scores.to_csv(index=False, lineterminator="\n"))
-    write_atomic(out / PAGE, render(data, summary, drawn["svg"]))
+    write_atomic(out / PAGE, render(data, summary, compared, drawn["svg"]))
     return out / PAGE
 
 
-def render(data: ReportData, summary: pd.DataFrame, curve_svg: bytes) -> str:
+def render(data: ReportData, summary: pd.DataFrame, compared: pd.DataFrame, curve_svg: bytes) -> str:
     """The page as HTML; every text is escaped.
 
     Parameters
@@ -75,6 +79,8 @@ def render(data: ReportData, summary: pd.DataFrame, curve_svg: bytes) -> str:
         What the report shows.
     summary : DataFrame
         What `tables.summarise` makes of its scores.
+    compared : DataFrame
+        What `comparison.compare` makes of its answers.
     curve_svg : bytes
         The learning curve.
 
@@ -91,6 +97,10 @@ def render(data: ReportData, summary: pd.DataFrame, curve_svg: bytes) -> str:
         unflagged=tables.headline(summary, unflagged=True) if tables.n_flagged(data.scores) else None,
         n_flagged=tables.n_flagged(data.scores),
         measures=tables.other_measures(summary),
+        comparison=comparison_table(compared) if len(compared) else None,
+        unflagged_comparison=_without_flagged(data.answers),
+        reference=REFERENCE,
+        published=published_table(data.published) if data.published != "none" else None,
         seeds=tables.each_seed(data.scores),
         curve=figures.data_uri(curve_svg, "image/svg+xml"),
         methods=[(m, tables.description(m)) for m in dict.fromkeys(summary["method"])],
@@ -102,6 +112,13 @@ def render(data: ReportData, summary: pd.DataFrame, curve_svg: bytes) -> str:
         unreadable=", ".join(f"{reason} {count}" for reason, count in data.unreadable.items()),
         n_unreadable=sum(data.unreadable.values()),
     )
+
+
+def _without_flagged(answers: pd.DataFrame) -> tables.Table | None:
+    """The comparison on unflagged test images alone; None where none is flagged or none is left."""
+    clean = answers[~answers["flagged"]]
+    compared = compare(clean) if 0 < len(clean) < len(answers) else None
+    return comparison_table(compared) if compared is not None and len(compared) else None
 
 
 def _card(card: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,6 +36,7 @@ MEASURES: Final[Mapping[str, str]] = {
     "macro_f1": "Macro F1",
     "auroc": "AUROC",
     "ece": "Calibration error",
+    "brier": "Brier score",
 }
 CELL: Final = ("mask", "method", "fraction")
 UNDEFINED: Final = "–"

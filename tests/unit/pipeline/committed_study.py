@@ -91,7 +91,9 @@ def _scores(workspace: Workspace, cell: Cell, flagged: int, correct: int) -> dic
     """What a probe writes that gets `correct` of 6 test images right, a class of its own for each."""
     test = [row for drop in workspace.drops for row in workspace.rows(drop.drop_id) if row.split == Split.TEST]
     low, high = wilson(correct, len(test))
-    measures = dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1", "auroc", "ece"), correct / len(test))
+    measures = dict.fromkeys(
+        ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "ece", "brier"), correct / len(test)
+    )
     scores = {
         **measures,
         "n_train": 12,
@@ -103,8 +105,12 @@ def _scores(workspace: Workspace, cell: Cell, flagged: int, correct: int) -> dic
         "correct_unflagged": max(0, correct - flagged),
         "method": cell.method,
     }
-    lines = [f"{row.image_id},{workspace.classes[0]}" for row in test]
-    predictions = "\n".join(["image_id,predicted", *lines]) + "\n"
+    other = dict(zip(workspace.classes, (*workspace.classes[1:], workspace.classes[0]), strict=True))
+    lines = [
+        f"{row.image_id},{row.label},{row.label if i < correct else other[row.label]},{int(i < flagged)}"
+        for i, row in enumerate(test)
+    ]
+    predictions = "\n".join(["image_id,label,predicted,flagged", *lines]) + "\n"
     return {"scores.json": json.dumps(scores), "predictions.csv": predictions}
 
 

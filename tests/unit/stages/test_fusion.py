@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from manifests.errors import ConfigError, StoreError, UnitError
 from manifests.types import Cell, Split, Status
@@ -43,7 +44,7 @@ def test_m_starts_as_the_layer_norm_of_the_image():
     weights = FocusModel(bank(), 100.0, torch.Generator().manual_seed(0)).weights("masked")
     images = bank(5, seed=3)
     unit = torch.from_numpy(images / np.linalg.norm(images, axis=1, keepdims=True)).double()
-    expected = torch.nn.functional.layer_norm(unit, (FEATURES,))
+    expected = F.layer_norm(unit, (FEATURES,))
     np.testing.assert_allclose(focus(weights, bank(), images), expected, atol=1e-6)
 
 
@@ -54,7 +55,7 @@ def test_m_is_the_layer_norm_of_image_plus_w_of_attended_texts():
     a = torch.softmax(torch.from_numpy(100 * i @ t.T), dim=1).numpy()
     summed = torch.from_numpy(i + (a @ t) @ weights.w().T)
     norm = [torch.from_numpy(part) for part in (weights.norm_weight, weights.norm_bias)]
-    expected = torch.nn.functional.layer_norm(summed, (FEATURES,), *norm)
+    expected = F.layer_norm(summed, (FEATURES,), *norm)
     assert np.abs(weights.w()).max() > 1e-3
     np.testing.assert_allclose(focus(weights, bank(), images), expected, atol=1e-4)
 
@@ -72,11 +73,11 @@ def test_training_in_the_span_is_gradient_descent_on_w():
     images, labels = torch.from_numpy(bank(6, seed=2)), torch.arange(6) % 3
     model = FocusModel(bank(), 1.0, torch.Generator().manual_seed(0))
     m = model(images, model.mixtures(images.numpy()))
-    torch.nn.functional.cross_entropy(model.head(m), labels).backward()
+    F.cross_entropy(model.head(m), labels).backward()
     w = torch.zeros(FEATURES, FEATURES, requires_grad=True)
     mixed = model.mixtures(images.numpy()) @ model.span
-    summed = torch.nn.functional.layer_norm(images + mixed @ w.T, (FEATURES,))
-    torch.nn.functional.cross_entropy(model.head(summed), labels).backward()
+    summed = F.layer_norm(images + mixed @ w.T, (FEATURES,))
+    F.cross_entropy(model.head(summed), labels).backward()
     np.testing.assert_allclose(model.mixing.grad @ model.span, w.grad, atol=1e-6)
 
 
@@ -101,6 +102,14 @@ def test_contrastive_loss_of_a_hand_made_batch():
     image_to_text = -np.log(e / (e + 2))
     first, second = -np.log(e / (2 * e + 1)), -np.log(e / (e + 2))
     assert loss.item() == pytest.approx((image_to_text + (first + second) / 2) / 2, abs=1e-6)
+
+
+def test_one_image_a_class_gives_clips_own_loss():
+    generator = torch.Generator().manual_seed(3)
+    images, texts = (F.normalize(torch.randn((4, 8), generator=generator), dim=1) for _ in range(2))
+    logits, diagonal = 100 * images @ texts.T, torch.arange(4)
+    clip = (F.cross_entropy(logits, diagonal) + F.cross_entropy(logits.T, diagonal)) / 2
+    torch.testing.assert_close(contrastive_loss(images, texts, diagonal, 100.0), clip)
 
 
 def test_images_of_one_class_are_no_negatives_of_each_other():

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from manifests.errors import StoreError
+from stages.report.comparison import compare
 from stages.report.data import FAILURE_COLUMNS, GalleryItem, ReportData
 from stages.report.figures import THUMBNAIL_PX, figure_bytes, learning_curve, outlined
 from stages.report.notes import warnings_of
@@ -38,6 +39,7 @@ def fit(mask: str, method: str, fraction: float, seed: int, correct: int, **chan
         "macro_f1": share,
         "auroc": None if method == "constant" else share,
         "ece": 0.1,
+        "brier": 0.3,
         "interval_low": low,
         "interval_high": high,
         "n_test_unflagged": 20,
@@ -51,6 +53,15 @@ def study() -> pd.DataFrame:
     rows += [fit("", "original", f, s, k) for f, k in ((0.1, 8), (1.0, 12)) for s in (0, 1, 2)]
     rows += [fit("", "constant", f, s, 10) for f in (0.1, 1.0) for s in (0, 1, 2)]
     return pd.DataFrame(rows)
+
+
+def answers(scores: pd.DataFrame) -> pd.DataFrame:
+    """Twenty test images a fit, the first of which are right."""
+    cells = scores.loc[scores.index.repeat(20)].reset_index(drop=True)
+    number = cells.groupby(["mask", "method", "fraction", "seed"]).cumcount()
+    return cells[["mask", "method", "fraction", "seed"]].assign(
+        image_id=number.astype(str), group=number.astype(str), flagged=False, correct=number < cells["correct"]
+    )
 
 
 def ledger(fallback: tuple[int, int] = (0, 0), failed: int = 0, classes: tuple[str, str] = ("a", "b")) -> pd.DataFrame:
@@ -78,6 +89,7 @@ def data(**changed: Any) -> ReportData:
         fingerprint="0123456789abcdef" * 4,
         created="2026-01-02T00:00:00+00:00",
         scores=study(),
+        answers=answers(study()),
         cards=[{"name": "lite0-minilm", "dtype": "float32", "image_px": 224}],
         ledger=ledger(),
         failures=pd.DataFrame(columns=FAILURE_COLUMNS),
@@ -88,7 +100,7 @@ def data(**changed: Any) -> ReportData:
 
 def page(**changed: Any) -> str:
     shown = data(**changed)
-    return render(shown, summarise(shown.scores), b"<svg/>")
+    return render(shown, summarise(shown.scores), compare(shown.answers), b"<svg/>")
 
 
 def test_summary_is_mean_and_sample_deviation_over_seeds_and_pools_counts() -> None:
@@ -110,6 +122,20 @@ def test_terminal_table_shows_percent_spread_and_counts() -> None:
     assert table.columns[:2].tolist() == ["method", "mask"]
     assert table.columns[2:].str.startswith(("10 %", "100 %")).all()
     assert table.iloc[0].tolist() == ["medfocus", "union", "55.0 ± 5.0 (33/60)", "80.0 ± 5.0 (48/60)"]
+
+
+def test_paper_stands_beside_and_its_impossible_value_is_marked() -> None:
+    assert "What the paper prints" not in page()
+    html = page(published="covid")
+    assert "no count out of 66 gives it" in html
+
+
+def test_differences_from_the_reference_are_shown_with_their_p_values() -> None:
+    html = page()
+    assert "Against original" in html
+    assert html.count("Without the flagged") == html.count("without the flagged") == 0
+    marked = answers(study()).assign(flagged=lambda f: f["image_id"] == "19")
+    assert "The same without the flagged test images" in page(answers=marked)
 
 
 def test_one_seed_has_no_spread_and_missing_seeds_are_named() -> None:
@@ -253,7 +279,7 @@ def test_tables_and_figures_are_files_beside_the_page(tmp_path: Path) -> None:
     out = write_report(data(), tmp_path / "report").parent
     names = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
     curve = [f"figures/learning_curve.{kind}" for kind in ("csv", "png", "svg")]
-    assert names == [*curve, "index.html", "scores.csv", "summary.csv"]
+    assert names == ["comparison.csv", *curve, "index.html", "scores.csv", "summary.csv"]
     back = pd.read_csv(out / "scores.csv", keep_default_na=False)
     assert back["correct"].tolist() == study()["correct"].tolist()
     assert pd.read_csv(out / "figures/learning_curve.csv")["accuracy_mean"].iloc[1] == pytest.approx(0.8)

@@ -79,6 +79,12 @@ def test_calibration_error_of_known_confidences():
     assert scores.ece == pytest.approx((0.2 * 4 + 0.1 * 4) / 8)
 
 
+def test_brier_score_of_known_probabilities():
+    probabilities = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.4]])
+    scores = score(probabilities, np.array([0, 0, 1]), np.zeros(3, dtype=bool), 2)
+    assert scores.brier == pytest.approx((0 + 2 + 2 * 0.6**2) / 3)
+
+
 def test_constant_prediction_has_no_ranking():
     truth = np.array([0, 0, 0, 1])
     scores = score(np.tile([0.75, 0.25], (4, 1)), truth, np.zeros(4, dtype=bool), 4)

@@ -1,0 +1,109 @@
+"""Paired comparison of methods on the same test images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import binomtest
+
+from stages.report.comparison import compare, comparison_table
+
+
+def answers(
+    right: Mapping[str, Sequence[Sequence[bool]]], groups: Sequence[str] = (), fraction: float = 1.0
+) -> pd.DataFrame:
+    """By method, one list a seed of what was right."""
+    rows = [
+        {
+            "mask": "" if method == "original" else "union",
+            "method": method,
+            "fraction": fraction,
+            "seed": seed,
+            "image_id": f"i{i}",
+            "group": groups[i] if groups else f"g{i}",
+            "flagged": False,
+            "correct": bool(value),
+        }
+        for method, seeds in right.items()
+        for seed, values in enumerate(seeds)
+        for i, value in enumerate(values)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_difference_and_exact_p_of_known_answers() -> None:
+    ours = [True] * 12 + [False] * 8
+    theirs = [True] * 3 + [False] * 9 + [True] + [False] * 7
+    found = compare(answers({"original": [theirs], "roi": [ours]})).iloc[0]
+    assert found["difference"] == pytest.approx((12 - 4) / 20)
+    assert found["p"] == pytest.approx(binomtest(1, 10).pvalue)
+    assert found["p_holm"] == found["p"]
+    assert found["low"] < 0.4 < found["high"]
+    assert (found["n"], found["seeds"]) == (20, 1)
+
+
+def test_image_counts_as_right_if_most_seeds_are() -> None:
+    ours = [[True, False], [True, False], [False, True]]
+    theirs = [[False, False]] * 3
+    found = compare(answers({"original": theirs, "roi": ours})).iloc[0]
+    assert found["difference"] == pytest.approx(0.5)
+    assert found["p"] == 1.0  # one image alone differs
+
+
+def test_all_p_values_are_corrected_together() -> None:
+    random = np.random.default_rng(0)
+    base = random.random(200) < 0.6
+    methods = {f"m{i}": [base ^ (random.random(200) < share)] for i, share in enumerate((0.02, 0.1, 0.2))}
+    found = compare(answers({"original": [base], **methods}))
+    order = np.argsort(found["p"].to_numpy())
+    expected = np.minimum(np.maximum.accumulate(found["p"].to_numpy()[order] * [3, 2, 1]), 1)
+    np.testing.assert_allclose(found["p_holm"].to_numpy()[order], expected)
+
+
+def test_interval_is_wider_where_images_belong_to_few_groups() -> None:
+    random = np.random.default_rng(0)
+    patient = np.repeat(np.arange(10), 20)
+    ours = (random.random(10) < 0.5)[patient]
+    right = {"original": [np.zeros(200, dtype=bool)], "roi": [ours]}
+    alone, together = (compare(answers(right, groups)).iloc[0] for groups in ([], [str(p) for p in patient]))
+    assert together["high"] - together["low"] > 2 * (alone["high"] - alone["low"])
+
+
+def test_interval_covers_the_difference_as_often_as_it_says() -> None:
+    random = np.random.default_rng(1)
+    covered = 0
+    for _ in range(60):
+        ours, theirs = random.random((2, 150)) < [[0.8], [0.7]]
+        found = compare(answers({"original": [theirs], "roi": [ours]})).iloc[0]
+        covered += found["low"] <= 0.1 <= found["high"]
+    assert 52 <= covered <= 60
+
+
+def test_same_answers_are_no_difference_and_give_the_same_numbers_again() -> None:
+    right = {"original": [[True, False, True]], "roi": [[True, False, True]]}
+    found = compare(answers(right))
+    assert found.loc[0, ["difference", "low", "high", "p"]].tolist() == [0.0, 0.0, 0.0, 1.0]
+    pd.testing.assert_frame_equal(found, compare(answers(right)))
+
+
+def test_without_the_reference_nothing_is_compared() -> None:
+    assert compare(answers({"roi": [[True, False]]})).empty
+
+
+def test_seed_with_other_test_images_is_left_out() -> None:
+    frame = answers({"original": [[True, False], [True, True]], "roi": [[True, True], [True, True]]})
+    lacking = frame.drop(frame.index[(frame["method"] == "roi") & (frame["seed"] == 1)][:1])
+    assert compare(lacking).iloc[0]["seeds"] == 1
+
+
+def test_table_shows_points_interval_and_p() -> None:
+    right = {"original": [[False] * 40], "roi": [[True] * 40], "medfocus": [[False] * 40]}
+    table = comparison_table(compare(answers(right)))
+    assert [row[0].text for row in table.rows] == ["medfocus", "roi"]
+    assert [cell for row in table.rows for cell in row[2:]] == [
+        ("+0.0", "(+0.0 to +0.0; p 1.000)"),
+        ("+100.0 *", "(+100.0 to +100.0; p < 0.001)"),
+    ]
