@@ -84,7 +84,7 @@ def _entry(row: Mapping[Hashable, Any]) -> Entry:
     star = " *" if row["p_holm"] < LEVEL else ""
     p = f"p {row['p_holm']:.3f}" if row["p_holm"] >= 0.001 else "p < 0.001"
     text = f"{100 * row['difference']:+.1f}{star}"
-    return Entry(text, f"({100 * row['low']:+.1f} to {100 * row['high']:+.1f}; {p})")
+    return Entry(text, f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}\n{p}")
 
 
 def _by_image(cells: pd.DataFrame, images: pd.Index) -> dict[int, NDArray[np.float64]]:

@@ -104,6 +104,6 @@ def test_table_shows_points_interval_and_p() -> None:
     table = comparison_table(compare(answers(right)))
     assert [row[0].text for row in table.rows] == ["medfocus", "roi"]
     assert [cell for row in table.rows for cell in row[2:]] == [
-        ("+0.0", "(+0.0 to +0.0; p 1.000)"),
-        ("+100.0 *", "(+100.0 to +100.0; p < 0.001)"),
+        ("+0.0", "+0.0 to +0.0\np 1.000"),
+        ("+100.0 *", "+100.0 to +100.0\np < 0.001"),
     ]
