@@ -37,6 +37,13 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def some_and_distinct(value: tuple[T, ...]) -> tuple[T, ...]:
+    """Refuse an empty tuple and one that holds something twice: a validator of settings."""
+    if not value or len(set(value)) != len(value):
+        raise ValueError(f"at least one, none twice, got {list(value)}")
+    return value
+
+
 class StudySettings(Settings):
     """Which cells are fitted; outside every fingerprint, because each cell is a unit of its own."""
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from stages.base import Settings
+from stages.base import Settings, some_and_distinct
 from stages.models.registry import Features
 
 Baseline = Literal["zero-shot", "tip-adapter", "tip-adapter-f", "coop", "cocoop"]
@@ -33,9 +33,4 @@ class BaselinesSettings(Settings):
     cocoop_rate: float = Field(default=2e-3, gt=0)
     cocoop_epochs: int = Field(default=10, ge=1)
 
-    @field_validator("methods")
-    @classmethod
-    def _some_and_distinct(cls, value: tuple[Baseline, ...]) -> tuple[Baseline, ...]:
-        if not value or len(set(value)) != len(value):
-            raise ValueError(f"at least one method, none twice, got {list(value)}")
-        return value
+    _distinct = field_validator("methods")(some_and_distinct)

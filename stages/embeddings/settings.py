@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from stages.base import Settings
+from stages.base import Settings, some_and_distinct
 from stages.models.registry import Features
 
 View = Literal[
@@ -32,9 +32,4 @@ class EmbeddingsSettings(Settings):
     """Side of the square on which masks live, in pixels."""
     precision: Literal["float32", "bfloat16"] = "float32"
 
-    @field_validator("views")
-    @classmethod
-    def _some_and_distinct(cls, value: tuple[View, ...]) -> tuple[View, ...]:
-        if not value or len(set(value)) != len(value):
-            raise ValueError(f"at least one view, none twice, got {list(value)}")
-        return value
+    _distinct = field_validator("views")(some_and_distinct)

@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, field_validator
 
-from stages.base import Settings
+from stages.base import Settings, some_and_distinct
 
 WITHOUT_VIEW: Final = ("medfocus", "shape", "constant")
 """Methods that are not named after the views that they join."""
@@ -35,9 +35,4 @@ class ProbesSettings(Settings):
     """Scale every feature vector to unit length first."""
     max_iter: int = Field(default=1000, ge=1)
 
-    @field_validator("methods")
-    @classmethod
-    def _some_and_distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value or len(set(value)) != len(value):
-            raise ValueError(f"at least one method, none twice, got {list(value)}")
-        return value
+    _distinct = field_validator("methods")(some_and_distinct)

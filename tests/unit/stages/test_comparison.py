@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
+from stages.report import comparison
 from stages.report.comparison import compare, comparison_table
 
 
@@ -72,7 +73,8 @@ def test_interval_is_wider_where_images_belong_to_few_groups() -> None:
     assert together["high"] - together["low"] > 2 * (alone["high"] - alone["low"])
 
 
-def test_interval_covers_the_difference_as_often_as_it_says() -> None:
+def test_interval_covers_the_difference_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "RESAMPLES", 1000)
     random = np.random.default_rng(1)
     covered = 0
     for _ in range(60):
