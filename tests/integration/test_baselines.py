@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 
 from manifests.errors import ConfigError
 from manifests.types import Cell, Split
+from stages import splits
 from stages.base import StageData
 from stages.baselines import prompts, tip
 from stages.baselines.settings import BaselinesSettings
@@ -195,6 +196,12 @@ def test_cell_is_the_same_again_and_ignores_the_labels_of_test_rows(tmp_path: Pa
     rows = [r if r.split == Split.TRAIN else _relabelled(r, other[r.label]) for r in data.rows]
     stage.fit(cell, _with_rows(data, rows), folders[2])
     assert _probabilities(folders[0]) == _probabilities(folders[2])
+
+
+def test_test_row_that_reaches_a_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.baselines.stage.train_indices", lambda data, *_: splits.test_indices(data))
+    with pytest.raises(ValueError, match="fit rows: expected split"):
+        Baselines(BaselinesSettings(), context()).fit(Cell("zero-shot", 1.0, 0), data_in(1280, tmp_path), tmp_path)
 
 
 def test_coop_lowers_its_loss_and_moves_the_context(tmp_path: Path, lite0: ClipModel) -> None:
