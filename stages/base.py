@@ -53,6 +53,10 @@ class StudySettings(Settings):
     published: Literal["none", "covid", "lung", "brain", "breast"] = "none"
     """Table of the MedFocusCLIP paper that the report shows beside these results."""
 
+    def cells(self, methods: Iterable[str]) -> tuple[Cell, ...]:
+        """Every method with every fraction and seed."""
+        return tuple(Cell(m, f, s) for m in methods for f in self.fractions for s in self.seeds)
+
     @field_validator("fractions")
     @classmethod
     def _in_unit_interval(cls, value: tuple[float, ...]) -> tuple[float, ...]:

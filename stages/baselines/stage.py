@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -14,6 +14,7 @@ from manifests.types import Cell, StageIdentity
 from stages.base import StageContext, StageData
 from stages.baselines.settings import BaselinesSettings
 from stages.features import BANK, readable, text_bank, unit_rows, view_vectors
+from stages.focus import attention
 from stages.models.weights import WeightsFolder
 from stages.predictions import ScoredRows, write_results
 from stages.splits import Indices, check_fit_rows, class_indices, test_indices, train_indices
@@ -56,8 +57,7 @@ class Baselines:
 
     def cells(self) -> tuple[Cell, ...]:
         """Every method with every fraction and seed."""
-        study = self.context.study
-        return tuple(Cell(m, f, s) for m in self.settings.methods for f in study.fractions for s in study.seeds)
+        return self.context.study.cells(self.settings.methods)
 
     def needs(self, cell: Cell) -> Mapping[str, Cell]:  # noqa: ARG002  every cell needs the same
         """The text bank."""
@@ -76,8 +76,14 @@ class Baselines:
         classes = self.context.classes
         subset, test = train_indices(data, cell.fraction, cell.seed), test_indices(data)
         check_fit_rows(data, subset)
-        run = {"zero-shot": self._zero_shot, "coop": self._prompts, "cocoop": self._prompts}.get(cell.method, self._tip)
-        probabilities, choice = run(cell, data, subset, test, out)
+        run: dict[str, Callable[..., Outcome]] = {
+            "zero-shot": self._zero_shot,
+            "tip-adapter": self._tip,
+            "tip-adapter-f": self._tip,
+            "coop": self._prompts,
+            "cocoop": self._prompts,
+        }
+        probabilities, choice = run[cell.method](cell, data, subset, test, out)
         return write_results(out, cell.method, ScoredRows(data, test, classes), probabilities, len(subset), choice)
 
     def _vectors(self, data: StageData, rows: Indices) -> NDArray[np.float64]:
@@ -87,9 +93,7 @@ class Baselines:
         return unit_rows(text_bank(data, len(self.context.classes)))
 
     def _zero_shot(self, _cell: Cell, data: StageData, _subset: Indices, test: Indices, _out: Path) -> Outcome:
-        logits = self.settings.temperature * self._vectors(data, test) @ self._texts(data).T
-        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return shares / shares.sum(axis=1, keepdims=True), {}
+        return attention(self._vectors(data, test), self._texts(data), self.settings.temperature), {}
 
     def _tip(self, cell: Cell, data: StageData, subset: Indices, test: Indices, out: Path) -> Outcome:
         from safetensors.numpy import save_file

@@ -51,8 +51,7 @@ class Fusion:
 
     def cells(self) -> tuple[Cell, ...]:
         """Every fraction with every seed."""
-        study = self.context.study
-        return tuple(Cell(METHOD, fraction, seed) for fraction in study.fractions for seed in study.seeds)
+        return self.context.study.cells((METHOD,))
 
     def needs(self, cell: Cell) -> Mapping[str, Cell]:  # noqa: ARG002  every cell needs the same
         """The text bank."""

@@ -60,6 +60,8 @@ class FusedCells:
         return self._run(self.source.new_zeros((len(self.image), 1, self.source.shape[2])), write=True)[1]
 
     def _run(self, rows: Tensor, *, write: bool) -> tuple[Tensor, Tensor]:
+        # The kernel knows no strides.
+        source, positions, rows = (x.contiguous() for x in (self.source, self.positions, rows))
         n_prompts, n_rows, width = rows.shape
         n_cells = self.source.shape[1]
         seen = torch.empty_like(rows)
@@ -69,12 +71,12 @@ class FusedCells:
         if n_prompts:
             kernel: Callable[..., Any] = read_cells[(n_prompts, -(-n_rows // keys))]
             kernel(
-                self.source,
-                self.positions,
+                source,
+                positions,
                 self.image,
                 *first,
                 *last,
-                rows.contiguous(),
+                rows,
                 seen,
                 cells,
                 n_cells,

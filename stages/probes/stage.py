@@ -54,8 +54,7 @@ class Probes:
 
     def cells(self) -> tuple[Cell, ...]:
         """Every method with every fraction and seed."""
-        study = self.context.study
-        return tuple(Cell(m, f, s) for m in self.settings.methods for f in study.fractions for s in study.seeds)
+        return self.context.study.cells(self.settings.methods)
 
     def needs(self, cell: Cell) -> Mapping[str, Cell]:
         """For `medfocus` the fusion of the same subset and the text bank; nothing for other methods."""

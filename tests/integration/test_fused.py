@@ -29,9 +29,10 @@ def compare(width: int, n_cells: int, n_tokens: int, heads: int, device: str = "
         norm = LayerNorm(1 + 0.1 * some(width), 0.1 * some(width), 1e-5)
         return Change(rows, some(5, heads * n_tokens, 1), values, heads, norm)
 
-    source, positions = some(2, n_cells, width), some(1, n_cells, width)
+    # As an encoder may hand them over: channels before cells in memory.
+    source, positions = some(2, width, n_cells).mT, some(1, width, n_cells).mT
     image = torch.tensor([0, 1, 1, 0, 1], device=device)
-    keys = 0.2 * some(5, heads, width)
+    keys = 0.2 * some(5, width, heads).mT
     written = WrittenCells(source[image], positions)
     first, second = change(0.1), change(0.3)
     theirs = written.changed(first)
