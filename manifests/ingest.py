@@ -90,7 +90,7 @@ def ingest(
     root = source.resolve()
     known = [(row, Path(drop.source_root) == root) for drop in drops for row in load_rows(paths, drop)]
     changes = compare(root, found.items, known, load_locations(paths))
-    rows = number_rows(changes.new)
+    rows = number_rows(sorted(changes.new, key=lambda item: item.image_id))
     drop, audit = None, None
     if rows:
         audit = _audited(rows, [row for row, _ in known], found)

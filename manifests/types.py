@@ -98,13 +98,20 @@ class Cell:
     method: str
     """Lower-case name without a hyphen at its ends, such as `medfocus` or `original`."""
     fraction: float
-    """Share of the training groups, in (0, 1]."""
+    """Share of the training groups, in (0, 1]; 0 where `shots` are given."""
     seed: int
+    shots: int = 0
+    """Training images a class; 0 where a fraction is given."""
 
     @property
     def unit(self) -> str:
-        """Name of the unit in commits/, staging/ and retired/; the fraction in percent."""
-        return f"{self.method}-{self.fraction * 100:g}-{self.seed}"
+        """Name of the unit in commits/, staging/ and retired/: `roi-5-0` for 5 percent, `roi-4shot-0` for 4 images."""
+        return f"{self.method}-{f'{self.shots}shot' if self.shots else f'{self.fraction * 100:g}'}-{self.seed}"
+
+    @property
+    def training(self) -> str:
+        """How much training data, in words: `5 %` or `4-shot`."""
+        return f"{self.shots}-shot" if self.shots else f"{self.fraction * 100:.4g} %"
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,12 +92,12 @@ def read_artifact(workspace: Workspace, node: Node, commit: Commit, name: str) -
 
 
 def predictions(workspace: Workspace, committed: Committed, policy: str) -> dict[str, str]:
-    """Predicted class by image_id, of medfocus on its largest training fraction with the first seed."""
+    """Predicted class by image_id, of medfocus on its largest training subset with the first seed."""
     for key, cells in committed.cells.items():
         node = workspace.nodes[key]
         fitted = [cell for cell in cells if cell.method == "medfocus"]
         if node.policy == policy and fitted:
-            largest = max(fitted, key=lambda cell: (cell.fraction, -cell.seed))
+            largest = max(fitted, key=lambda cell: (cell.fraction, cell.shots, -cell.seed))
             text = read_artifact(workspace, node, cells[largest], "predictions.csv").decode("utf-8")
             return {r["image_id"]: _plain(r["predicted"]) for r in csv.DictReader(io.StringIO(text, newline=""))}
     return {}

@@ -30,7 +30,7 @@ from stages.report.tables import place
 
 
 def score_table(workspace: Workspace, committed: Committed) -> pd.DataFrame:
-    """One row a committed probe cell: mask, method, fraction, seed and every score.
+    """One row a committed probe cell: mask, method, training data, seed and every score.
 
     Parameters
     ----------
@@ -54,10 +54,10 @@ def score_table(workspace: Workspace, committed: Committed) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for key, cells in committed.cells.items():
         node = workspace.nodes[key]
-        for cell in sorted(cells, key=lambda c: (place(c.method), c.fraction, c.seed)):
+        for cell in sorted(cells, key=lambda c: (place(c.method), c.shots, c.fraction, c.seed)):
             scores = json.loads(read_artifact(workspace, node, cells[cell], "scores.json"))
             mask = node.policy if _sees_masks(workspace, node, cell.method) else ""
-            rows.append({**scores, "mask": mask, "method": cell.method, "fraction": cell.fraction, "seed": cell.seed})
+            rows.append({**scores, "mask": mask, "method": cell.method, "training": cell.training, "seed": cell.seed})
     if not rows:
         raise InventoryError(
             f"The data set {workspace.paths.name!r} has no scores under this configuration.",
@@ -85,7 +85,7 @@ def answer_table(workspace: Workspace, committed: Committed) -> pd.DataFrame:
                 {
                     "mask": node.policy if _sees_masks(workspace, node, cell.method) else "",
                     "method": cell.method,
-                    "fraction": cell.fraction,
+                    "training": cell.training,
                     "seed": cell.seed,
                     "image_id": told["image_id"],
                     "group": told["image_id"].map(groups),

@@ -118,7 +118,7 @@ class Runner:
     def _cluster(self, planned: Sequence[PlannedUnit], ahead: Sequence[Node]) -> Iterator[Cluster]:
         """Start workers for the first node that has work, and for the cells that come after it."""
         chunks = sum(len(drop.chunks()) for drop in self.workspace.drops) if any(n.is_map for n in ahead[1:]) else 1
-        cells = len(self.config.study.fractions) * len(self.config.study.seeds)
+        cells = len(self.config.study.cells(("any",)))
         units = max(len(planned), chunks, cells if any(not node.is_map for node in ahead) else 1)
         with TemporaryDirectory(prefix="medfocus-") as scratch, open_cluster(self.config.cluster, units, scratch) as it:
             yield it

@@ -8,11 +8,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from manifests.errors import ReadError
 from manifests.readers import ImageSource
@@ -49,20 +49,36 @@ class StudySettings(Settings):
 
     fractions: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5, 1.0)
     """Shares of each class's training groups, in (0, 1]."""
+    shots: tuple[int, ...] = ()
+    """Training images a class, beside the fractions."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     published: Literal["none", "covid", "lung", "brain", "breast"] = "none"
     """Table of the MedFocusCLIP paper that the report shows beside these results."""
 
     def cells(self, methods: Iterable[str]) -> tuple[Cell, ...]:
-        """Every method with every fraction and seed."""
-        return tuple(Cell(m, f, s) for m in methods for f in self.fractions for s in self.seeds)
+        """Every method with every number of shots, fraction and seed."""
+        shares = (*((0.0, shots) for shots in self.shots), *((fraction, 0) for fraction in self.fractions))
+        return tuple(Cell(m, f, seed, shots) for m in methods for f, shots in shares for seed in self.seeds)
 
     @field_validator("fractions")
     @classmethod
     def _in_unit_interval(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if not value or any(not 0 < f <= 1 for f in value):
+        if any(not 0 < f <= 1 for f in value):
             raise ValueError(f"every fraction lies above 0 and not above 1, got {list(value)}")
         return value
+
+    @field_validator("shots")
+    @classmethod
+    def _positive(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(k < 1 for k in value):
+            raise ValueError(f"every number of shots is 1 or more, got {list(value)}")
+        return value
+
+    @model_validator(mode="after")
+    def _some_training(self) -> Self:
+        if not (self.fractions or self.shots):
+            raise ValueError("fractions or shots: at least one")
+        return self
 
     @field_validator("seeds")
     @classmethod

@@ -121,6 +121,13 @@ def unletterbox(canvas_mask: NDArray[np.bool_], placement: Placement, height: in
     return _nearest(canvas_mask[placement.slices], height, width)
 
 
+def fit_mask(mask: NDArray[np.bool_], source: Placement, target: Placement) -> NDArray[np.bool_]:
+    """Bring a mask from its own image's place in the canvas to that of another image, (S, S), by nearest neighbour."""
+    out = np.zeros_like(mask)
+    out[target.slices] = _nearest(mask[source.slices], target.height, target.width)
+    return out
+
+
 def content(placement: Placement, canvas_px: int) -> NDArray[np.bool_]:
     """Mask of the whole image on its canvas, without the padding, (canvas_px, canvas_px) bool."""
     mask = np.zeros((canvas_px, canvas_px), dtype=bool)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manifests.errors import InventoryError, RefusedError, UnitError
-from manifests.types import Split, Status
+from manifests.types import Cell, Split, Status
 from stages.base import StageData
 
 Indices = NDArray[np.int64]
@@ -26,24 +26,18 @@ def usable(data: StageData) -> NDArray[np.bool_]:
     return labelled & np.isin(data.status, (Status.OK, Status.FALLBACK))
 
 
-def train_indices(data: StageData, fraction: float, seed: int) -> Indices:
-    """Training subset: stratified by class, nested in the fraction, stable when a drop is added.
+def train_indices(data: StageData, cell: Cell) -> Indices:
+    """Training subset of a cell: stratified by class, nested in the fraction or shots, stable when a drop is added.
 
-    For each drop, and each class in it, the training groups are ordered by sha256 of ``seed:group_id`` and the first
-    ceil(fraction x groups), at least one, are taken with all their rows of that class. A group belongs to the drop
-    that brought it first; its later images follow it. The order is one a drop, not one over all drops, because else
-    the groups of a new drop would push chosen groups out of the first ceil(fraction x groups); see
-    ``docs/decisions/0002-fractions-per-drop.md``. Rows that failed are left out after the choice, so that a failure
-    never changes which other rows are chosen.
+    A seed orders all that follows: other seeds give other subsets. Rows that failed are left out after the choice, so
+    that a failure never changes which other rows are chosen.
 
     Parameters
     ----------
     data : StageData
         Rows of all drops.
-    fraction : float
-        Share of each class's training groups, in (0, 1].
-    seed : int
-        Other seeds give other orders.
+    cell : Cell
+        Fraction or shots, and the seed.
 
     Returns
     -------
@@ -56,6 +50,26 @@ def train_indices(data: StageData, fraction: float, seed: int) -> Indices:
         If the fraction is out of range.
     UnitError
         If no row is left to train on.
+    """
+    chosen = _shots(data, cell.shots, cell.seed) if cell.shots else _fraction(data, cell.fraction, cell.seed)
+    kept = np.array(sorted(chosen), dtype=np.int64)
+    kept = kept[usable(data)[kept]]
+    if not len(kept):
+        raise UnitError(
+            f"None of {len(data.rows)} images is left to train on: {len(chosen)} chosen, of which all failed.",
+            "Ingest with a train split and labels; see why images failed: pipeline status",
+        )
+    return kept
+
+
+def _fraction(data: StageData, fraction: float, seed: int) -> list[int]:
+    """The first groups of each class.
+
+    For each drop, and each class in it, the training groups are ordered by sha256 of ``seed:group_id`` and the first
+    ceil(fraction x groups), at least one, are taken with all their rows of that class. A group belongs to the drop
+    that brought it first; its later images follow it. The order is one a drop, not one over all drops, because else
+    the groups of a new drop would push chosen groups out of the first ceil(fraction x groups); see
+    ``docs/decisions/0002-fractions-per-drop.md``.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction: expected a value in (0, 1], got {fraction}")
@@ -71,14 +85,24 @@ def train_indices(data: StageData, fraction: float, seed: int) -> Indices:
     for (_, label), groups in strata.items():
         for group in sorted(groups, key=lambda g: _rank(seed, g))[: _share(fraction, len(groups))]:
             chosen += members[label, group]
-    kept = np.array(sorted(chosen), dtype=np.int64)
-    kept = kept[usable(data)[kept]]
-    if not len(kept):
-        raise UnitError(
-            f"None of {len(data.rows)} images is left to train on: {len(chosen)} chosen, of which all failed.",
-            "Ingest with a train split and labels; see why images failed: pipeline status",
-        )
-    return kept
+    return chosen
+
+
+def _shots(data: StageData, shots: int, seed: int) -> list[int]:
+    """So many images of each class, of as many groups as possible.
+
+    Every group gives one image before any gives a second; groups, and the images of a group, are ordered by sha256.
+    Images of a later drop come after all of the earlier ones, so that they are taken only where those are too few.
+    """
+    turns: Counter[tuple[str, str]] = Counter()
+    ordered: dict[str, list[tuple[tuple[int, int, str], int]]] = defaultdict(list)
+    drops = {drop: number for number, drop in enumerate(dict.fromkeys(data.drops))}
+    of_train = [i for i, row in enumerate(data.rows) if row.split == Split.TRAIN and row.label]
+    for i in sorted(of_train, key=lambda i: (drops[data.drops[i]], _rank(seed, data.rows[i].image_id), i)):
+        label, group = data.rows[i].label, data.rows[i].group_id
+        ordered[label].append(((drops[data.drops[i]], turns[label, group], _rank(seed, group)), i))
+        turns[label, group] += 1
+    return [i for of_class in ordered.values() for _, i in sorted(of_class)[:shots]]
 
 
 def test_indices(data: StageData) -> Indices:

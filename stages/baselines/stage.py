@@ -74,7 +74,7 @@ class Baselines:
             If the view does not exist, or a loss stops being finite.
         """
         classes = self.context.classes
-        subset, test = train_indices(data, cell.fraction, cell.seed), test_indices(data)
+        subset, test = train_indices(data, cell), test_indices(data)
         check_fit_rows(data, subset)
         run: dict[str, Callable[..., Outcome]] = {
             "zero-shot": self._zero_shot,

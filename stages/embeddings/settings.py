@@ -10,8 +10,20 @@ from stages.base import Settings, some_and_distinct
 from stages.models.registry import Features
 
 View = Literal[
-    "original", "masked", "overlay", "binary", "crop", "blur", "roi", "ring", "inverted", "random-box"
-]  # fmt: skip
+    "original",
+    "masked",
+    "overlay",
+    "binary",
+    "crop",
+    "blur",
+    "roi",
+    "ring",
+    "inverted",
+    "random-box",
+    "shuffled",
+    "roi-random-box",
+    "roi-shuffled",
+]
 
 
 class EmbeddingsSettings(Settings):

@@ -24,8 +24,8 @@ from manifests.types import (
 )
 from stages.base import StageContext, ahead, empty_arrays, read_each, status_array
 from stages.embeddings.settings import EmbeddingsSettings
-from stages.embeddings.views import TOKEN_VIEWS, MaskedCanvas, pool, token_weights, unit
-from stages.images import Placement, content, letterbox
+from stages.embeddings.views import TOKEN_VIEWS, MaskedCanvas, donors, pool, unit
+from stages.images import Placement, content, fit_mask, letterbox
 from stages.models.card import ACTIVATION_BYTES, feature_dims, model_card, token_grid
 from stages.models.weights import WeightsFolder
 from stages.shape import SHAPE
@@ -125,9 +125,10 @@ class Embeddings:
         items: list[ItemOutcome] = []
         seconds: Counter[str] = Counter()
         size = self.context.batch_items
+        lenders = donors([row.group_id for row in rows], masks["status"] == Status.OK)
 
         def read(start: int) -> tuple[list[MaskedCanvas | None], list[ItemOutcome]]:
-            return self._read(rows[start : start + size], start, source, masks)
+            return self._read(rows[start : start + size], start, source, masks, lenders)
 
         began = time.perf_counter()
         for shown, outcomes in ahead(read, range(0, len(rows), size)):
@@ -153,7 +154,7 @@ class Embeddings:
         return self.settings.tokens or any(v in TOKEN_VIEWS for v in self.settings.views)
 
     def _read(
-        self, batch: Sequence[ImageRow], start: int, source: ImageSource, masks: ChunkArrays
+        self, batch: Sequence[ImageRow], start: int, source: ImageSource, masks: ChunkArrays, lenders: Sequence[int]
     ) -> tuple[list[MaskedCanvas | None], list[ItemOutcome]]:
         """Bring each image and its mask together; `start` is the batch's first row in the chunk."""
         positions = {row.row: start + i for i, row in enumerate(batch)}
@@ -167,9 +168,13 @@ class Embeddings:
                 if found != placement:
                     raise ReadError("placement.changed", f"mask made for {placement}, image now at {found}")
             mask = masks["mask"][at]
+            lender = lenders[at]
+            lent = masks["mask"][lender] if lender != at else mask[::-1, ::-1]
+            donated = fit_mask(lent, Placement.of(masks["placement"][lender]), placement)
             if masks["status"][at] == Status.FALLBACK or not mask.any():
-                mask = content(placement, self.settings.canvas_px)
-            return MaskedCanvas(at, canvas, masks["masked_image"][at], mask, placement, int(row.image_id, 16))
+                mask = donated = content(placement, self.settings.canvas_px)
+            shown = masks["masked_image"][at]
+            return MaskedCanvas(at, canvas, shown, mask, placement, donated, int(row.image_id, 16))
 
         shown, outcomes = read_each(batch, read, masks["status"][start : start + len(batch)])
         for i, outcome in enumerate(outcomes):
@@ -199,9 +204,9 @@ class Embeddings:
             if encoding.tokens is None:
                 continue
             tokens = np.asarray(encoding.tokens)
-            weights = [token_weights(c.mask, c.placement, c.box(view, s.resize), encoding.grid) for c in shown]
-            for name in TOKEN_VIEWS:
-                vectors[name] = pool(tokens, np.stack([w[name] for w in weights]), vectors[view])
+            for name in set(TOKEN_VIEWS) & set(s.views):
+                weights = np.stack([c.token_weights(name, s.resize, encoding.grid) for c in shown])
+                vectors[name] = pool(tokens, weights, vectors[view])
             if s.tokens:
                 arrays["tokens"][at] = unit(tokens)
         arrays["image"][at] = np.stack([vectors[v] for v in s.views], axis=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -10,10 +11,10 @@ from numpy.typing import NDArray
 
 from stages.images import Placement, composite, content
 
-TOKEN_VIEWS = ("roi", "ring")
-"""Views that are pooled from the tokens of `original` instead of being encoded themselves."""
-CONTROLS = ("inverted", "random-box")
+CONTROLS = ("inverted", "random-box", "shuffled")
 """Views under deliberately wrong masks: if they score like `masked`, it was not the mask that helped."""
+TOKEN_VIEWS = ("roi", "ring", "roi-random-box", "roi-shuffled")
+"""Views that are pooled from the tokens of `original` instead of being encoded themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class MaskedCanvas:
     mask: NDArray[np.bool_]
     """(S, S); the whole image where its own mask was not usable."""
     placement: Placement
+    donated: NDArray[np.bool_]
+    """Mask of another image, fitted to this one, (S, S): that of `shuffled`."""
     seed: int = 0
     """Of the place of `random-box`; the image's own, so that it does not change with the chunk."""
 
@@ -49,17 +52,62 @@ class MaskedCanvas:
         if name == "original":
             return self.canvas
         mode = "masked" if name in CONTROLS else name
-        return composite(self.canvas, self._control(name) if name in CONTROLS else self.mask, mode, self.placement)
+        return composite(self.canvas, self.control(name) if name in CONTROLS else self.mask, mode, self.placement)
 
-    def _control(self, name: str) -> NDArray[np.bool_]:
+    def control(self, name: str) -> NDArray[np.bool_]:
+        """The wrong mask of a control, (S, S); the whole image where it would be empty."""
         whole = content(self.placement, len(self.mask))
-        wrong = whole & ~self.mask if name == "inverted" else random_box(self.mask & whole, self.placement, self.seed)
+        wrong = {
+            "inverted": lambda: whole & ~self.mask,
+            "random-box": lambda: random_box(self.mask & whole, self.placement, self.seed),
+            "shuffled": lambda: self.donated & whole,
+        }[name]()
         return wrong if wrong.any() else whole
+
+    def token_weights(self, name: str, resize: str, grid: tuple[int, int]) -> NDArray[np.float32]:
+        """Share of each token's area that one of `TOKEN_VIEWS` counts, (rows * columns,) in [0, 1], row by row.
+
+        Parameters
+        ----------
+        name : str
+            Of the view.
+        resize : str
+            How the canvas becomes the model's square, see `model_box`.
+        grid : tuple[int, int]
+            Rows and columns of the tokens.
+        """
+        pooled, _, control = name.partition("-")
+        mask = self.control(control) if control else self.mask
+        return token_weights(mask, self.placement, self.box("original", resize), grid)[pooled]
 
     def box(self, name: str, resize: str) -> Placement:
         """Part of a view's canvas that the model sees; `crop` fills a canvas of its own, which is used whole."""
         side = self.masked_image.shape[0]
         return model_box(self.placement, side, "letterbox" if name == "crop" else resize)
+
+
+def donors(groups: Sequence[str], usable: NDArray[np.bool_]) -> list[int]:
+    """For each image of a chunk, the image whose mask `shuffled` shows: the next one of another patient.
+
+    A drop is ordered by the digests of its images, so the next one is any image.
+
+    Parameters
+    ----------
+    groups : Sequence[str]
+        group_id of each image, n.
+    usable : ndarray of bool, (n,)
+        Images that have a mask of their own.
+
+    Returns
+    -------
+    list of int
+        Positions in the chunk; an image's own where there is no other.
+    """
+    found = []
+    for own, group in enumerate(groups):
+        following = [(own + step) % len(groups) for step in range(1, len(groups))]
+        found.append(next((i for i in following if usable[i] and groups[i] != group), own))
+    return found
 
 
 def random_box(mask: NDArray[np.bool_], placement: Placement, seed: int) -> NDArray[np.bool_]:

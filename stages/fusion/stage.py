@@ -67,7 +67,7 @@ class Fusion:
         ConfigError
             If the view does not exist, or the loss stops being finite.
         """
-        subset = train_indices(data, cell.fraction, cell.seed)
+        subset = train_indices(data, cell)
         check_fit_rows(data, subset)
         labels = class_indices(data, subset, self.context.classes)
         texts = text_bank(data, len(self.context.classes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -36,7 +37,7 @@ class Probes:
     """
 
     name: ClassVar[str] = "probes"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def __init__(self, settings: ProbesSettings, context: StageContext) -> None:
         self.settings = settings
@@ -60,7 +61,7 @@ class Probes:
         """For `medfocus` the fusion of the same subset and the text bank; nothing for other methods."""
         if cell.method != "medfocus":
             return {}
-        return {"fusion": Cell("medfocus", cell.fraction, cell.seed), "texts": BANK}
+        return {"fusion": replace(cell, method="medfocus"), "texts": BANK}
 
     def fit(self, cell: Cell, data: StageData, out: Path) -> Mapping[str, float]:
         """Write coef.safetensors, predictions.csv (test rows only) and scores.json.
@@ -73,7 +74,7 @@ class Probes:
             If the view does not exist, or the fusion was trained on another.
         """
         classes = self.context.classes
-        subset, test = train_indices(data, cell.fraction, cell.seed), test_indices(data)
+        subset, test = train_indices(data, cell), test_indices(data)
         fitted, choice = self._fit(cell, data, subset)
         probabilities = fitted.probe.probabilities(self.features(cell.method, data, test))
         fitted.probe.save(out / "coef.safetensors")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.probes.logistic import Rotated, held_out_loss
+from stages.probes.logistic import FoldLoss, Rotated
 from stages.probes.settings import ProbesSettings
 from stages.splits import inner_folds
 
@@ -16,6 +16,8 @@ LAST_STEP = 96
 """C runs from 1e-6 to 1e6: twelve decades of eight steps."""
 COARSE_STRIDE = 16
 """Two decades: the search begins at 1e-6, 1e-4, ..., 1e6."""
+DECIMALS = 5
+"""To which losses are told apart: beyond lies what the solver leaves."""
 FALLBACK_C = 0.316
 """The value of CLIP's published linear probe on vectors as they are, for subsets that cannot be folded."""
 CLIP_LENGTH = 10.0
@@ -54,8 +56,7 @@ def choose_c(
     folds = inner_folds(rotated.labels, groups, settings.folds, seed)
     if folds is None or len(rotated.classes) < 2:
         return FALLBACK_C * (CLIP_LENGTH**2 if settings.normalise else 1.0), None
-    parts = [(rotated.subset(fit), rotated.subset(held)) for fit, held in folds]
-    return search(lambda c: held_out_loss(parts, c, settings.max_iter))
+    return search(FoldLoss(rotated, folds, settings.max_iter))
 
 
 def search(loss: Callable[[float], float]) -> tuple[float, float]:
@@ -64,7 +65,7 @@ def search(loss: Callable[[float], float]) -> tuple[float, float]:
     Parameters
     ----------
     loss : Callable[[float], float]
-        Loss at one C; of equal losses the smaller C is taken.
+        Loss at one C; of losses that are equal to five decimals the smaller C is taken.
 
     Returns
     -------
@@ -75,7 +76,7 @@ def search(loss: Callable[[float], float]) -> tuple[float, float]:
 
     def at(step: int) -> tuple[float, int]:
         if step not in known:
-            known[step] = loss(grid()[step])
+            known[step] = round(loss(grid()[step]), DECIMALS)
         return known[step], step
 
     best = min(range(0, LAST_STEP + 1, COARSE_STRIDE), key=at)

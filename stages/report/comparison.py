@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stages.report.tables import UNDEFINED, Entry, Table, place
+from stages.report.tables import UNDEFINED, Entry, Table, amounts, place
 
 REFERENCE: Final = "original"
 """The method that every other is compared with: the same features without any mask."""
@@ -18,7 +18,7 @@ LEVEL: Final = 0.05
 
 
 def compare(answers: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
-    """Compare every method with a reference at every training fraction.
+    """Compare every method with a reference at every amount of training data.
 
     The difference is that of the accuracies, each the mean over the seeds that both have. Its interval is a percentile
     bootstrap (Efron, Annals of Statistics 7, 1979) over groups of test images, 10,000 times, the same resamples for all
@@ -36,14 +36,14 @@ def compare(answers: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        A row for each (mask, method, fraction) but the reference's: `n` images, `seeds`, `difference`, `low`, `high`
+        A row for each (mask, method, training) but the reference's: `n` images, `seeds`, `difference`, `low`, `high`
         (95 %), `p` and `p_holm`; shares, not percent.
     """
     from statsmodels.stats.contingency_tables import mcnemar
     from statsmodels.stats.multitest import multipletests
 
     rows = []
-    for fraction, cells in answers.groupby("fraction"):
+    for training, cells in answers.groupby("training"):
         baseline = cells[cells["method"] == reference]
         if baseline.empty:
             continue
@@ -59,23 +59,23 @@ def compare(answers: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
             only, others = int(((mine > 0.5) & (other <= 0.5)).sum()), int(((mine <= 0.5) & (other > 0.5)).sum())
             p = float(mcnemar([[0, only], [others, 0]], exact=True).pvalue) if only + others else 1.0
             numbers = (len(images), len(seeds), float(np.mean(mine - other)), float(low), float(high), p)
-            rows.append((mask, method, fraction, *numbers))
-    columns = ["mask", "method", "fraction", "n", "seeds", "difference", "low", "high", "p"]
+            rows.append((mask, method, training, *numbers))
+    columns = ["mask", "method", "training", "n", "seeds", "difference", "low", "high", "p"]
     frame = pd.DataFrame(rows, columns=columns)
     corrected = multipletests(frame["p"], method="holm")[1] if len(frame) else []
     return frame.assign(p_holm=corrected)
 
 
 def comparison_table(compared: pd.DataFrame) -> Table:
-    """Differences in percentage points with their intervals and corrected p values; a column a fraction."""
-    fractions = sorted(compared["fraction"].unique())
+    """Differences in percentage points with their intervals and corrected p values; a column an amount."""
+    columns = amounts(compared)
     pairs = dict.fromkeys(zip(compared["method"], compared["mask"], strict=True))
-    header = (Entry("method"), Entry("mask"), *(Entry(f"{fraction * 100:.4g} %") for fraction in fractions))
+    header = (Entry("method"), Entry("mask"), *(Entry(column) for column in columns))
     rows = []
     for method, mask in sorted(pairs, key=lambda pair: (place(pair[0]), pair[1])):
         chosen = compared[(compared["method"] == method) & (compared["mask"] == mask)]
-        found = {row["fraction"]: row for row in chosen.to_dict("records")}
-        cells = [_entry(found[f]) if f in found else Entry(UNDEFINED) for f in fractions]
+        found = {row["training"]: row for row in chosen.to_dict("records")}
+        cells = [_entry(found[c]) if c in found else Entry(UNDEFINED) for c in columns]
         rows.append((Entry(method), Entry(mask or UNDEFINED), *cells))
     return Table(header, tuple(rows), names=2)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 SCORE_COLUMNS: Final = (
     "mask",
     "method",
-    "fraction",
+    "training",
     "seed",
     "n_train",
     "n_test",
@@ -29,7 +29,7 @@ SCORE_COLUMNS: Final = (
     "n_test_unflagged",
     "correct_unflagged",
 )
-ANSWER_COLUMNS: Final = ("mask", "method", "fraction", "seed", "image_id", "group", "flagged", "correct")
+ANSWER_COLUMNS: Final = ("mask", "method", "training", "seed", "image_id", "group", "flagged", "correct")
 LEDGER_COLUMNS: Final = ("mask", "split", "class", "n", "ok", "fallback", "failed", "mean_area")
 FAILURE_COLUMNS: Final = ("stage", "status", "reason", "n")
 
@@ -77,7 +77,7 @@ class ReportData:
     created: str
     """UTC time, ISO 8601."""
     scores: pd.DataFrame
-    """A row for each (mask, method, fraction, seed) with `SCORE_COLUMNS`; auroc may be missing."""
+    """A row for each (mask, method, training, seed) with `SCORE_COLUMNS`; auroc may be missing."""
     answers: pd.DataFrame
     """A row for each test image of each cell with `ANSWER_COLUMNS`."""
     cards: Sequence[Mapping[str, Any]]

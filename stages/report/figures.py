@@ -9,12 +9,14 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
 from stages.images import OVERLAY_COLOUR, letterbox, outline
+from stages.report.tables import amount, amounts
 
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's palette (jfly.uni-koeln.de/color), told apart by every common kind of colour vision."""
@@ -29,7 +31,9 @@ JPEG_QUALITY: Final = 82
 
 
 def learning_curve(summary: pd.DataFrame) -> Figure:
-    """Accuracy against training fraction: a line for each method and mask, a band of one standard deviation over seeds.
+    """Accuracy against training data: a line for each method and mask, a band of one standard deviation over seeds.
+
+    Shots, where there are some, in a panel of their own.
 
     Parameters
     ----------
@@ -41,30 +45,44 @@ def learning_curve(summary: pd.DataFrame) -> Figure:
     Figure
         With an Agg canvas; no window, no pyplot.
     """
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    by_share = summary["training"].map(amount).str[0]
+    panels = {
+        "training images a class (logarithmic)": summary[~by_share],
+        "share of the training data (logarithmic)": summary[by_share],
+    }
+    panels = {text: points for text, points in panels.items() if len(points)}
+    figure = Figure(figsize=(3.4 + 4.6 * len(panels), 4.8), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    for axes, (text, points) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        _draw_curves(axes, summary, points)
+        axes.set_xlabel(text)
+    first = figure.axes[0]
+    first.set_ylabel("test accuracy in %: mean, band ± 1 sd over seeds")
+    for axes in figure.axes[1:]:
+        axes.sharey(first)
+    figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    return figure
+
+
+def _draw_curves(axes: Axes, summary: pd.DataFrame, points: pd.DataFrame) -> None:
+    """One panel; styles are those of the whole summary, so that a method looks the same in every panel."""
     masks = [m for m in dict.fromkeys(summary["mask"]) if m]
     methods = [m for m in dict.fromkeys(summary["method"]) if m not in WITHOUT_MASK]
-    for (mask, method), points in summary.groupby(["mask", "method"], sort=False):
+    for (mask, method), line_points in points.groupby(["mask", "method"], sort=False):
         colour, marker, line = _style(str(method), str(mask), masks, methods)
-        x, mean, sd = (points.sort_values("fraction")[c] * 100 for c in ("fraction", "accuracy_mean", "accuracy_sd"))
+        mean, sd = (line_points[c] * 100 for c in ("accuracy_mean", "accuracy_sd"))
+        x = line_points["training"].map(amount).str[1]
         name = f"{method}, mask {mask}" if mask else str(method)
         axes.plot(x, mean, color=colour, marker=marker or None, linestyle=line, label=name, linewidth=1.8)
         if len(x) > 1:
             axes.fill_between(x, mean - sd.fillna(0), mean + sd.fillna(0), color=colour, alpha=0.13, linewidth=0)
         else:
             axes.errorbar(x, mean, yerr=sd.fillna(0), color=colour, capsize=4)
-    fractions = sorted(summary["fraction"].unique() * 100)
     axes.set_xscale("log")
-    axes.set_xticks(fractions, [f"{f:.4g} %" for f in fractions])
+    axes.set_xticks([amount(text)[1] for text in amounts(points)], [t.removesuffix("-shot") for t in amounts(points)])
     axes.set_xticks([], minor=True)
-    axes.set_xlabel("share of the training data (logarithmic)")
-    axes.set_ylabel("test accuracy in %: mean, band ± 1 sd over seeds")
     axes.grid(visible=True, alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    return figure
 
 
 def figure_bytes(figure: Figure, kind: str) -> bytes:

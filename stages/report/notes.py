@@ -99,6 +99,6 @@ def _flagged(scores: pd.DataFrame) -> list[str]:
 
 
 def _missing_seeds(scores: pd.DataFrame) -> list[str]:
-    seeds = scores.assign(mask=scores["mask"].fillna("")).groupby(["mask", "method", "fraction"])["seed"].nunique()
+    seeds = scores.assign(mask=scores["mask"].fillna("")).groupby(["mask", "method", "training"])["seed"].nunique()
     short = int((seeds < seeds.max()).sum())
     return [f"{short} of {len(seeds)} table cells lack seeds: the study is not complete."] if short else []

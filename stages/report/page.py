@@ -58,7 +58,7 @@ def write_report(data: ReportData, out: Path) -> Path:
     folder = make_private(out / "figures")
     for kind, image in drawn.items():
         _replace(folder / f"learning_curve.{kind}", image)
-    points = ["mask", "method", "fraction", "seeds", "accuracy_mean", "accuracy_sd"]
+    points = ["mask", "method", "training", "seeds", "accuracy_mean", "accuracy_sd"]
     write_atomic(folder / "learning_curve.csv", summary[points].to_csv(index=False, lineterminator="\n"))
     compared = compare(data.answers)
     write_atomic(out / "comparison.csv", compared.to_csv(index=False, lineterminator="\n"))

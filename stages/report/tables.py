@@ -26,6 +26,9 @@ METHODS: Final[Mapping[str, str]] = {
     "cocoop": "the same with words that depend on the image",
     "inverted": "control: logistic regression on the vector of all but the mask's part of the image",
     "random-box": "control: logistic regression on the vector of a box of the mask's area somewhere in the image",
+    "shuffled": "control: logistic regression on the vector of the image under another patient's mask",
+    "roi-random-box": "control: as roi, averaged inside such a box",
+    "roi-shuffled": "control: as roi, averaged inside another patient's mask",
     "shape": "control: logistic regression on the mask's area, place and form, without any pixel",
     "constant": "always the most frequent class of the training subset",
 }
@@ -38,7 +41,7 @@ MEASURES: Final[Mapping[str, str]] = {
     "ece": "Calibration error",
     "brier": "Brier score",
 }
-CELL: Final = ("mask", "method", "fraction")
+CELL: Final = ("mask", "method", "training")
 UNDEFINED: Final = "–"
 
 
@@ -46,6 +49,17 @@ def place(method: str) -> tuple[float, str]:
     """Sort key of a method: as in `METHODS`, with joined views before the baselines."""
     known = list(METHODS)
     return (known.index(method) if method in METHODS else known.index("zero-shot") - 0.5), method
+
+
+def amount(training: str) -> tuple[bool, float]:
+    """Sort key of the amount of training data: shots before shares, `4-shot` before `5 %`, then by number."""
+    number, share, _ = training.partition(" %")
+    return bool(share), float(number.removesuffix("-shot"))
+
+
+def amounts(frame: pd.DataFrame) -> list[str]:
+    """Amounts of training data that occur, ascending."""
+    return sorted(frame["training"].unique(), key=amount)
 
 
 def description(method: str) -> str:
@@ -78,12 +92,12 @@ def summarise(scores: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     scores : DataFrame
-        A row for each (mask, method, fraction, seed) with `SCORE_COLUMNS`.
+        A row for each (mask, method, training, seed) with `SCORE_COLUMNS`.
 
     Returns
     -------
     DataFrame
-        A row for each (mask, method, fraction), methods in the order of `METHODS`, masks as they first come: `seeds`;
+        A row for each (mask, method, training), methods in the order of `METHODS`, masks as they first come: `seeds`;
         `n_train_low` and `n_train_high`; `correct` and `n_test`, pooled over seeds (the same test images once a seed);
         `correct_unflagged` and `n_test_unflagged`; `<measure>_mean` and `<measure>_sd` (sample standard deviation,
         missing for one seed) of every measure and of `accuracy_unflagged`. Shares lie in [0, 1].
@@ -103,23 +117,24 @@ def summarise(scores: pd.DataFrame) -> pd.DataFrame:
         **{f"{m}_sd": (m, "std") for m in measures},
     }
     summary = frame.groupby(list(CELL), as_index=False).agg(**named)
-    return _ordered(summary, list(dict.fromkeys(frame["mask"])), ["fraction"])
+    return _ordered(summary, list(dict.fromkeys(frame["mask"])))
 
 
 def summary_table(scores: pd.DataFrame, *, unflagged: bool = False) -> pd.DataFrame:
-    """The headline as text for a terminal: a row for each method and mask, a column for each fraction.
+    """The headline as text for a terminal: a row for each method and mask, a column for each amount of
+    training data.
 
     Parameters
     ----------
     scores : DataFrame
-        A row for each (mask, method, fraction, seed) with `SCORE_COLUMNS`.
+        A row for each (mask, method, training, seed) with `SCORE_COLUMNS`.
     unflagged : bool
         Leave out test images that also occur in training.
 
     Returns
     -------
     DataFrame
-        Columns `method`, `mask`, and one a fraction with accuracy in percent, mean ± sd over seeds, and pooled k/n.
+        Columns `method`, `mask`, and one an amount with accuracy in percent, mean ± sd over seeds, and pooled k/n.
     """
     table = headline(summarise(scores), unflagged=unflagged)
     names = [entry.text for entry in table.header]
@@ -128,27 +143,27 @@ def summary_table(scores: pd.DataFrame, *, unflagged: bool = False) -> pd.DataFr
 
 
 def headline(summary: pd.DataFrame, *, unflagged: bool = False) -> Table:
-    """Accuracy by method, mask and fraction, from `summarise`; optionally over unflagged test images alone."""
+    """Accuracy by method, mask and training data, from `summarise`; optionally over unflagged test images alone."""
     suffix = "_unflagged" if unflagged else ""
-    fractions = sorted(summary["fraction"].unique())
+    columns = amounts(summary)
     most = int(summary["seeds"].max())
-    header = [Entry("method"), Entry("mask"), *(_fraction_header(summary, f) for f in fractions)]
+    header = [Entry("method"), Entry("mask"), *(_training_header(summary, column) for column in columns)]
     rows = []
     for mask, method in _pairs(summary):
-        of_pair = {row["fraction"]: row for row in _records(summary, mask, method)}
-        cells = [_accuracy(of_pair[f], suffix, most) if f in of_pair else Entry(UNDEFINED) for f in fractions]
+        of_pair = {row["training"]: row for row in _records(summary, mask, method)}
+        cells = [_accuracy(of_pair[c], suffix, most) if c in of_pair else Entry(UNDEFINED) for c in columns]
         rows.append((Entry(method), Entry(mask or UNDEFINED), *cells))
     return Table(tuple(header), tuple(rows), names=2)
 
 
 def other_measures(summary: pd.DataFrame) -> Table:
-    """Every measure on the largest training fraction of each method and mask."""
+    """Every measure on the largest training subset of each method and mask."""
     header = (Entry("method"), Entry("mask"), Entry("training data"), *(Entry(text) for text in MEASURES.values()))
     rows = []
     for mask, method in _pairs(summary):
-        largest = max(_records(summary, mask, method), key=lambda row: float(row["fraction"]))
+        largest = max(_records(summary, mask, method), key=lambda row: amount(row["training"]))
         cells = [Entry(_mean_sd(largest[f"{m}_mean"], largest[f"{m}_sd"], percent=m == "accuracy")) for m in MEASURES]
-        rows.append((Entry(method), Entry(mask or UNDEFINED), Entry(f"{largest['fraction'] * 100:.4g} %"), *cells))
+        rows.append((Entry(method), Entry(mask or UNDEFINED), Entry(largest["training"]), *cells))
     return Table(header, tuple(rows), names=3)
 
 
@@ -157,12 +172,12 @@ def each_seed(scores: pd.DataFrame) -> Table:
     names = ("method", "mask", "training data", "seed", "training images", "k/n", "accuracy", "95 % interval")
     header = tuple(Entry(text) for text in (*names, *list(MEASURES.values())[1:]))
     frame = scores.assign(mask=scores["mask"].fillna(""))
-    frame = _ordered(frame, list(dict.fromkeys(frame["mask"])), ["fraction", "seed"])
+    frame = _ordered(frame, list(dict.fromkeys(frame["mask"])))
     rows = []
     for row in frame.to_dict("records"):
         rest = [Entry(_number(row[m])) for m in list(MEASURES)[1:]]
         interval = f"{row['interval_low'] * 100:.1f} to {row['interval_high'] * 100:.1f} %"
-        naming = (row["method"], row["mask"] or UNDEFINED, f"{row['fraction'] * 100:.4g} %", str(row["seed"]))
+        naming = (row["method"], row["mask"] or UNDEFINED, row["training"], str(row["seed"]))
         counts = (str(row["n_train"]), f"{row['correct']}/{row['n_test']}", f"{row['accuracy'] * 100:.1f} %", interval)
         rows.append((*(Entry(text) for text in (*naming, *counts)), *rest))
     return Table(header, tuple(rows), names=4)
@@ -191,10 +206,11 @@ def n_flagged(scores: pd.DataFrame) -> int:
     return int((scores["n_test"] - scores["n_test_unflagged"]).max())
 
 
-def _ordered(frame: pd.DataFrame, masks: Sequence[str], keys: Sequence[str]) -> pd.DataFrame:
-    """Sort rows: methods as in `METHODS`, masks as given, then by the other keys."""
-    ranked = frame.assign(_method=frame["method"].map(place), _mask=frame["mask"].map(list(masks).index))
-    return ranked.sort_values(["_method", "_mask", *keys], ignore_index=True).drop(columns=["_method", "_mask"])
+def _ordered(frame: pd.DataFrame, masks: Sequence[str]) -> pd.DataFrame:
+    """Sort rows: methods as in `METHODS`, masks as given, then by training data, and by seed where there are seeds."""
+    keys: dict[str, Any] = {"method": place, "mask": list(masks).index, "training": amount}
+    ranks = frame.assign(**{column: frame[column].map(key) for column, key in keys.items()})
+    return frame.loc[ranks.sort_values([*keys, *(["seed"] if "seed" in frame else [])]).index].reset_index(drop=True)
 
 
 def _pairs(summary: pd.DataFrame) -> Iterable[tuple[str, str]]:
@@ -205,11 +221,11 @@ def _records(summary: pd.DataFrame, mask: str, method: str) -> list[dict[Hashabl
     return summary[(summary["mask"] == mask) & (summary["method"] == method)].to_dict("records")
 
 
-def _fraction_header(summary: pd.DataFrame, fraction: float) -> Entry:
-    rows = summary[summary["fraction"] == fraction]
+def _training_header(summary: pd.DataFrame, training: str) -> Entry:
+    rows = summary[summary["training"] == training]
     low, high = int(rows["n_train_low"].min()), int(rows["n_train_high"].max())
     span = str(low) if low == high else f"{low} to {high}"
-    return Entry(f"{fraction * 100:.4g} %", f"{span} training images")
+    return Entry(training, f"{span} training images")
 
 
 def _accuracy(row: Mapping[Hashable, Any], suffix: str, most_seeds: int) -> Entry:

@@ -89,7 +89,8 @@ def commit_cell(workspace: Workspace, node: Node, cell: Cell, files: Mapping[str
 
 def _scores(workspace: Workspace, cell: Cell, flagged: int, correct: int) -> dict[str, str]:
     """What a probe writes that gets `correct` of 6 test images right, a class of its own for each."""
-    test = [row for drop in workspace.drops for row in workspace.rows(drop.drop_id) if row.split == Split.TEST]
+    rows = [row for drop in workspace.drops for row in workspace.rows(drop.drop_id) if row.split == Split.TEST]
+    test = sorted(rows, key=lambda row: row.path)
     low, high = wilson(correct, len(test))
     measures = dict.fromkeys(
         ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "ece", "brier"), correct / len(test)

@@ -14,14 +14,14 @@ from stages.report.comparison import compare, comparison_table
 
 
 def answers(
-    right: Mapping[str, Sequence[Sequence[bool]]], groups: Sequence[str] = (), fraction: float = 1.0
+    right: Mapping[str, Sequence[Sequence[bool]]], groups: Sequence[str] = (), training: str = "100 %"
 ) -> pd.DataFrame:
     """By method, one list a seed of what was right."""
     rows = [
         {
             "mask": "" if method == "original" else "union",
             "method": method,
-            "fraction": fraction,
+            "training": training,
             "seed": seed,
             "image_id": f"i{i}",
             "group": groups[i] if groups else f"g{i}",

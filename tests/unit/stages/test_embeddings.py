@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,7 @@ from stages.base import StageContext
 from stages.embeddings import stage as module
 from stages.embeddings.settings import EmbeddingsSettings
 from stages.embeddings.stage import Embeddings
-from stages.embeddings.views import cell_coverage, model_box, random_box, token_weights
+from stages.embeddings.views import cell_coverage, donors, model_box, random_box, token_weights
 from stages.images import Placement, composite, content, letterbox, place
 from stages.models.card import architecture_config, check_same_card, feature_dims
 from stages.models.registry import entry
@@ -177,6 +178,42 @@ def test_inverted_mask_of_a_fallback_shows_the_whole_image() -> None:
     model = FakeModel()
     embed(masks(1, status=Status.FALLBACK), model=model, views=("inverted",))
     np.testing.assert_array_equal(model.seen[0], CANVAS)
+
+
+def test_shuffled_shows_the_mask_of_another_patient_where_this_image_lies() -> None:
+    upstream, model = masks(2), FakeModel()
+    tall = Placement(0, 16, S, 32)
+    upstream["mask"][1] = content(tall, S) & (np.arange(S)[:, None] < S // 4)
+    upstream["placement"][1] = tall.array()
+    patients = [replace(row, group_id=group) for row, group in zip(rows(2), "ab", strict=True)]
+    stage = Embeddings(EmbeddingsSettings(canvas_px=S, views=("shuffled",)), StageContext(upstream={"masks": ""}))
+    stage.model = model  # type: ignore[assignment]
+    result = stage.process(patients, FakeSource(), {"masks": upstream})  # type: ignore[arg-type]
+    upper_quarter = content(PLACEMENT, S) & (np.arange(S)[:, None] < PLACEMENT.y0 + PLACEMENT.height // 4)
+    np.testing.assert_array_equal(model.seen[0], composite(CANVAS, upper_quarter, "masked", PLACEMENT))
+    assert [i.reason for i in result.items] == ["", "placement.changed"]  # the second image is not tall
+
+
+@pytest.mark.parametrize(
+    ("groups", "usable", "expected"),
+    [("abc", "111", [1, 2, 0]), ("aabb", "1111", [2, 2, 0, 0]), ("abc", "101", [2, 2, 0]), ("aaa", "111", [0, 1, 2])],
+)
+def test_donor_is_the_next_image_of_another_patient_that_has_a_mask(groups: str, usable: str, expected: Any) -> None:
+    assert donors(groups, np.array([c == "1" for c in usable])) == expected
+
+
+def test_lone_image_sees_its_own_mask_turned_round() -> None:
+    model = FakeModel()
+    embed(masks(1), model=model, views=("shuffled",))
+    whole = content(PLACEMENT, S)
+    np.testing.assert_array_equal(model.seen[0], composite(CANVAS, whole & ~LEFT, "masked", PLACEMENT))
+
+
+def test_pooled_controls_take_the_same_tokens_under_the_wrong_mask() -> None:
+    result = embed(masks(1), views=("roi", "roi-shuffled", "ring"), resize="squash")
+    roi, shuffled, ring = result.arrays["image"][0]
+    np.testing.assert_allclose(shuffled, ring, rtol=1e-5)
+    assert not np.allclose(shuffled, roi)
 
 
 @settings(max_examples=60, deadline=None)

@@ -19,10 +19,11 @@ from stages import splits
 from stages.fusion.settings import FusionSettings
 from stages.fusion.stage import Fusion
 from stages.probes.linear import LinearProbe, frequencies, prepare
-from stages.probes.logistic import fit, rotate
+from stages.probes.logistic import FoldLoss, fit, rotate
 from stages.probes.settings import ProbesSettings, sees_masks, views_of
 from stages.probes.stage import Probes
 from stages.probes.strength import choose_c, grid, search
+from stages.splits import inner_folds
 from tests.unit.stages.small_study import CLASSES, FEATURES, context, image_rows, study_data
 
 COUNTS = {"benign": (9, 5), "malignant": (8, 5), "normal": (7, 5)}
@@ -113,7 +114,41 @@ def test_reported_gradient_is_the_slope_of_the_objective():
 
     slopes = [(objective(w + step) - objective(w - step)) / 2e-6 for step in 1e-6 * np.eye(5)]
     length = np.sqrt((z**2).sum(axis=1).mean())
-    assert fitted.gradient_norm == pytest.approx(np.abs(slopes).max() / length, rel=1e-3)
+    slope = (1 / (1 + np.exp(-(z @ w + b))) - labels).mean()
+    expected = np.sqrt(2) * np.hypot(np.linalg.norm(slopes) / length, slope)  # the fit holds w / sqrt(2)
+    assert fitted.gradient_norm == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")  # of the reference, at its last digit
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize(("n", "width"), [(60, 200), (300, 30)])
+def test_folds_fitted_together_equal_each_fitted_alone(n, width, classes):
+    x, labels = problem(n, width, classes)
+    rotated = rotate(prepare(x, normalise=True), labels)
+    folds = inner_folds(labels, [str(i) for i in range(n)], 5, 0)
+    assert folds is not None
+    together = FoldLoss(rotated, folds, 1000)
+    for c in (1e-4, 1.0, 1e5, 1e2):  # each but the first begins where another ended
+        loss, losses = together(c), []
+        for fold, (seen, held) in enumerate(folds):
+            alone = LogisticRegression(C=c * rotated.scale**2, solver="newton-cg", tol=1e-12, max_iter=5000)
+            logs = alone.fit(rotated.z[seen], labels[seen]).predict_log_proba(rotated.z[held])
+            expected = np.exp(logs[np.arange(len(held)), labels[held]])
+            found = np.exp(together.known[c].log_probabilities[fold, held])
+            np.testing.assert_allclose(found, expected, atol=1e-4)
+            losses.append(-np.log(expected))
+        assert loss == pytest.approx(np.concatenate(losses).mean(), abs=1e-5)
+
+
+def test_columns_are_orthogonal_and_lengths_and_angles_are_kept():
+    for n, width in ((20, 50), (50, 20)):
+        x, labels = problem(n, width, 2)
+        rotated = rotate(x, labels)
+        gram = rotated.z.T @ rotated.z
+        np.testing.assert_allclose(gram, np.diag(np.diag(gram)), atol=1e-9)
+        centred = x - x.mean(axis=0)
+        np.testing.assert_allclose(rotated.z @ rotated.z.T * rotated.scale**2, centred @ centred.T, atol=1e-9)
+        np.testing.assert_allclose(rotated.axes @ rotated.axes.T, np.eye(len(rotated.axes)), atol=1e-12)
 
 
 def test_frequencies_ignore_the_image():

@@ -29,7 +29,7 @@ def fit(mask: str, method: str, fraction: float, seed: int, correct: int, **chan
     row = {
         "mask": mask,
         "method": method,
-        "fraction": fraction,
+        "training": f"{fraction * 100:g} %",
         "seed": seed,
         "n_train": int(40 * fraction),
         "n_test": 20,
@@ -58,8 +58,8 @@ def study() -> pd.DataFrame:
 def answers(scores: pd.DataFrame) -> pd.DataFrame:
     """Twenty test images a fit, the first of which are right."""
     cells = scores.loc[scores.index.repeat(20)].reset_index(drop=True)
-    number = cells.groupby(["mask", "method", "fraction", "seed"]).cumcount()
-    return cells[["mask", "method", "fraction", "seed"]].assign(
+    number = cells.groupby(["mask", "method", "training", "seed"]).cumcount()
+    return cells[["mask", "method", "training", "seed"]].assign(
         image_id=number.astype(str), group=number.astype(str), flagged=False, correct=number < cells["correct"]
     )
 
@@ -104,8 +104,8 @@ def page(**changed: Any) -> str:
 
 
 def test_summary_is_mean_and_sample_deviation_over_seeds_and_pools_counts() -> None:
-    rows = summarise(study()).set_index(["method", "fraction"])
-    medfocus = rows.loc[("medfocus", 1.0)]
+    rows = summarise(study()).set_index(["method", "training"])
+    medfocus = rows.loc[("medfocus", "100 %")]
     assert medfocus["accuracy_mean"] == pytest.approx(16 / 20)
     assert medfocus["accuracy_sd"] == pytest.approx(0.05)
     assert (medfocus["correct"], medfocus["n_test"], medfocus["seeds"]) == (48, 60, 3)
@@ -122,6 +122,17 @@ def test_terminal_table_shows_percent_spread_and_counts() -> None:
     assert table.columns[:2].tolist() == ["method", "mask"]
     assert table.columns[2:].str.startswith(("10 %", "100 %")).all()
     assert table.iloc[0].tolist() == ["medfocus", "union", "55.0 ± 5.0 (33/60)", "80.0 ± 5.0 (48/60)"]
+
+
+def test_shots_stand_before_shares_and_get_a_panel_of_their_own() -> None:
+    shots = study().assign(training=lambda f: f["training"].map({"10 %": "2-shot", "100 %": "16-shot"}))
+    summary = summarise(pd.concat([study(), shots], ignore_index=True))
+    header = [entry.text for entry in headline(summary).header]
+    assert header == ["method", "mask", "2-shot", "16-shot", "10 %", "100 %"]
+    figure = learning_curve(summary)
+    ticks = [[label.get_text() for label in axes.get_xticklabels()] for axes in figure.axes]
+    assert ticks == [["2", "16"], ["10 %", "100 %"]]
+    assert [len(axes.lines) for axes in figure.axes] == [3, 3]
 
 
 def test_paper_stands_beside_and_its_impossible_value_is_marked() -> None:
@@ -148,7 +159,7 @@ def test_one_seed_has_no_spread_and_missing_seeds_are_named() -> None:
 
 def test_cell_that_was_not_fitted_is_a_dash() -> None:
     scores = study()
-    scores = scores[(scores["method"] != "original") | (scores["fraction"] == 1.0)]
+    scores = scores[(scores["method"] != "original") | (scores["training"] == "100 %")]
     assert headline(summarise(scores)).rows[1][2].text == "–"
 
 
@@ -296,7 +307,7 @@ def test_second_report_replaces_the_first_and_is_the_same(tmp_path: Path) -> Non
 
 def test_curve_has_a_line_for_each_method() -> None:
     figure = learning_curve(summarise(study()))
-    names = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == ["medfocus, mask union", "original", "constant"]
     line = figure.axes[0].get_lines()[0]
     assert line.get_ydata() == pytest.approx([55, 80])
@@ -310,7 +321,7 @@ def test_figures_need_no_global_plotting_state() -> None:
 
 def test_single_fraction_is_drawn_too() -> None:
     scores = study()
-    assert figure_bytes(learning_curve(summarise(scores[scores["fraction"] == 1.0])), "png").startswith(b"\x89PNG")
+    assert figure_bytes(learning_curve(summarise(scores[scores["training"] == "100 %"])), "png").startswith(b"\x89PNG")
 
 
 def test_missing_column_and_missing_scores_are_named() -> None:
