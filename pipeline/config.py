@@ -17,7 +17,8 @@ from stages.baselines.settings import BaselinesSettings
 from stages.embeddings.settings import EmbeddingsSettings
 from stages.fusion.settings import FusionSettings
 from stages.masks.settings import MasksSettings, Policy
-from stages.probes.settings import WITHOUT_VIEW, ProbesSettings, views_of
+from stages.methods import FORMS, TOKENS, variant_of, views_of
+from stages.probes.settings import ProbesSettings
 from stages.proposals.settings import ProposalsSettings
 from stages.texts.settings import TextsSettings
 
@@ -89,10 +90,13 @@ class RunConfig(Settings):
             )
         views = self.embeddings.views
         for method in self.probes.methods:
-            if lacking := [view for view in views_of(method) if view not in views]:
+            if variant_of(method) and views_of(method) == (TOKENS,):
+                if not self.embeddings.tokens:
+                    raise ValueError(f"probes.methods has {method!r}, which needs embeddings.tokens = true")
+            elif lacking := [view for view in views_of(method) if view not in views]:
                 raise ValueError(
                     f"probes.methods has {method!r}, but embeddings.views {list(views)} lacks {', '.join(lacking)}; a "
-                    f"method is one of {', '.join(WITHOUT_VIEW)}, or views joined by +"
+                    f"method is {FORMS}"
                 )
         return self
 

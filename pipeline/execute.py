@@ -26,9 +26,6 @@ from pipeline.plan import PlannedUnit, cell_inputs, input_digests, stale_cell, s
 from pipeline.workspace import Workspace
 from stages.base import MapStage, StageData
 
-CELL_ARRAYS = ("image", "shape", "status")
-"""What cells read of the embeddings; tokens would fill a worker's memory."""
-
 
 @dataclass(frozen=True, slots=True)
 class UnitTask:
@@ -177,7 +174,7 @@ def _stage_data(workspace: Workspace, node: Node, cell: Cell) -> StageData:
     drops = tuple(drop.drop_id for drop in workspace.drops for _ in range(drop.n_items))
     if source is None:
         return StageData(rows, drops, np.zeros(len(rows), np.uint8), {}, {}, artifacts)
-    arrays, attributes = _features(workspace, source)
+    arrays, attributes = _features(workspace, source, stage.reads(cell))
     status = arrays["status"].astype(np.uint8)
     return StageData(rows, drops, status, arrays, attributes, artifacts)
 
@@ -186,13 +183,13 @@ _FEATURES: dict[str, tuple[ChunkArrays, Mapping[str, Any]]] = {}
 """Features of the last node that this process fitted cells on, by digest of what was committed when they were read."""
 
 
-def _features(workspace: Workspace, node: Node) -> tuple[ChunkArrays, Mapping[str, Any]]:
-    """Vectors and statuses over all drops; read anew whenever a commit changed, also while they are read."""
+def _features(workspace: Workspace, node: Node, names: tuple[str, ...]) -> tuple[ChunkArrays, Mapping[str, Any]]:
+    """Some arrays of a map node over all drops; read anew whenever a commit changed, also while they are read."""
     key = digest_json([workspace.fingerprint(node), workspace.measure_data(node)])
-    if key not in _FEATURES:
+    if key not in _FEATURES or not set(names) <= set(_FEATURES[key][0]):
         stores = [(workspace.store(node, drop.drop_id), drop.chunks()) for drop in workspace.drops]
-        parts = [read_rows(store, chunk, CELL_ARRAYS) for store, chunks in stores for chunk in chunks]
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in CELL_ARRAYS}
+        parts = [read_rows(store, chunk, names) for store, chunks in stores for chunk in chunks]
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in names}
         if digest_json([workspace.fingerprint(node), workspace.measure_data(node)]) != key:
             raise UnitError("Another run committed other features meanwhile.", "Run again.")
         _FEATURES.clear()

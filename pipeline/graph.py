@@ -9,7 +9,7 @@ from typing import Any
 from manifests.errors import UsageError
 from pipeline.config import RunConfig
 from stages.base import Settings
-from stages.probes.settings import sees_masks, views_of
+from stages.methods import sees_masks, variant_of, views_of
 
 MAP_STAGES = ("proposals", "masks", "embeddings")
 CELL_STAGES = ("texts", "fusion", "probes", "baselines")
@@ -60,20 +60,21 @@ def _branch(config: RunConfig, policy: str, masks: Settings, *, first: bool) -> 
 
     from_proposals = {} if policy in ("none", "supplied") else {"proposals": "proposals"}
     embeddings: Settings = config.embeddings
-    probes: Settings = config.probes
+    probes = config.probes
     if not first:
         methods = tuple(m for m in config.probes.methods if sees_masks(m))
         probes = config.probes.model_copy(update={"methods": methods})
         read = {config.fusion.view, *(view for method in methods for view in views_of(method))}
         views = tuple(v for v in config.embeddings.views if v != "original" or v in read)
         embeddings = config.embeddings.model_copy(update={"views": views})
+    fusion = config.fusion.model_copy(update={"methods": tuple(m for m in probes.methods if variant_of(m))})
     fusion_inputs = {"embeddings": key("embeddings"), "texts": "texts"}
     texts = [Node("texts", "texts", config.texts, {})] if first else []
     return [
         Node(key("masks"), "masks", masks, from_proposals, policy),
         Node(key("embeddings"), "embeddings", embeddings, {"masks": key("masks")}, policy),
         *texts,
-        Node(key("fusion"), "fusion", config.fusion, fusion_inputs, policy),
+        Node(key("fusion"), "fusion", fusion, fusion_inputs, policy),
         Node(key("probes"), "probes", probes, {**fusion_inputs, "fusion": key("fusion")}, policy),
     ]
 

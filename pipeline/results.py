@@ -23,7 +23,7 @@ from pipeline.config import load_config
 from pipeline.gallery import Pictures, take_pictures
 from pipeline.graph import Node
 from pipeline.workspace import Workspace
-from stages.probes.settings import sees_masks
+from stages.methods import sees_masks
 from stages.report.data import ANSWER_COLUMNS, FAILURE_COLUMNS, LEDGER_COLUMNS, ReportData
 from stages.report.page import PAGE, layout_digest, write_report
 from stages.report.tables import place

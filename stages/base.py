@@ -190,6 +190,10 @@ class CellStage(Protocol):
         """Cell of each upstream cell stage whose artifacts this cell reads."""
         ...
 
+    def reads(self, cell: Cell) -> tuple[str, ...]:
+        """Arrays of the map stage that `fit` finds in `StageData.arrays`, `status` among them."""
+        ...
+
     def fit(self, cell: Cell, data: StageData, out: Path) -> Mapping[str, float]:
         """Fit the cell, write artifacts into `out`, return what the commit record shows (JSON numbers)."""
         ...

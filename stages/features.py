@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from manifests.errors import ConfigError, StoreError
 from manifests.types import Cell, Status
 from stages.base import StageData
+from stages.methods import TOKENS
 from stages.models.card import check_same_card
 
 BANK = Cell("bank", 1.0, 0)
@@ -33,6 +35,11 @@ def view_vectors(data: StageData, view: str) -> NDArray[np.float32]:
             "Add it to embeddings.views, or choose one of these.",
         )
     vectors: NDArray[np.float32] = data.arrays["image"][:, views.index(view)]
+    _check_finite(data, vectors, view)
+    return vectors
+
+
+def _check_finite(data: StageData, vectors: NDArray[np.floating], view: str) -> None:
     broken = np.isin(data.status, (Status.OK, Status.FALLBACK)) & ~np.isfinite(vectors).all(axis=1)
     if broken.any():
         first = data.rows[int(np.flatnonzero(broken)[0])]
@@ -40,7 +47,30 @@ def view_vectors(data: StageData, view: str) -> NDArray[np.float32]:
             f"The {view} vector of image {first.image_id} (and of {int(broken.sum()) - 1} more) is not finite.",
             "Check the store: pipeline verify",
         )
-    return vectors
+
+
+def joined_views(data: StageData, views: Sequence[str]) -> NDArray[np.float32]:
+    """Vectors of several views side by side, (N, V x D) float32; of `tokens` alone, the tokens, (N, n, D) float16.
+
+    Raises
+    ------
+    ConfigError
+        If the embeddings hold no such view, or no tokens.
+    StoreError
+        If a row with features holds a value that is not finite.
+    """
+    if tuple(views) != (TOKENS,):
+        return np.concatenate([view_vectors(data, view) for view in views], axis=1)
+    if TOKENS not in data.arrays:
+        raise ConfigError("The embeddings hold no tokens.", "Set embeddings.tokens = true and run them again.")
+    tokens: NDArray[np.float32] = data.arrays[TOKENS]
+    _check_finite(data, tokens.reshape(len(tokens), -1), TOKENS)
+    return tokens
+
+
+def joined_texts(data: StageData, n_classes: int, views: Sequence[str]) -> NDArray[np.float32]:
+    """Bank of class texts beside itself once a view, (K, V x D), so that its cosines are the mean of the views'."""
+    return np.tile(text_bank(data, n_classes), (1, len(views)))
 
 
 def text_bank(data: StageData, n_classes: int) -> NDArray[np.float32]:

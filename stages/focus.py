@@ -2,53 +2,70 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import erf
 
 from manifests.types import expect_array
 from stages.features import unit_rows
 
-NORM_EPSILON = 1e-5
+NORM_EPSILON: Final = 1e-5
 """Added to the variance by the layer norm."""
-DEPENDENT = 1e-6
+DEPENDENT: Final = 1e-6
 """A text whose distance from the span of the texts before it is below adds no direction."""
+MOST_ROWS: Final = 8192
+"""Tokens that are fused at once."""
+SHAPES: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
+    "text-attn": {"span": ("R", "D"), "mixing": ("D", "R"), "norm_weight": ("D",), "norm_bias": ("D",)},
+    "concat-mlp": {
+        "span": ("R", "D"),
+        "inner_weight": ("H", "D+R"),
+        "inner_bias": ("H",),
+        "outer_weight": ("D", "H"),
+        "outer_bias": ("D",),
+    },
+    "hadamard": {},
+    "logits": {},
+    "none": {},
+}
+"""Weights of each variant: D entries of a vector, R rank of the texts, H hidden units."""
 
 
 @dataclass(frozen=True, slots=True)
 class FocusWeights:
-    """What training leaves: W = `mixing` x `span`, the layer norm and the head; all float32."""
+    """What training leaves, all float32.
 
-    temperature: NDArray[np.float32]
-    """tau, (1,)."""
-    span: NDArray[np.float32]
-    """Orthonormal basis of the span of T, (r, D), r <= K."""
-    mixing: NDArray[np.float32]
-    """(D, r); zero at the start."""
-    norm_weight: NDArray[np.float32]
-    """(D,)."""
-    norm_bias: NDArray[np.float32]
-    """(D,)."""
-    head_weight: NDArray[np.float32]
-    """(K, D)."""
-    head_bias: NDArray[np.float32]
-    """(K,)."""
-    view: str
-    """View whose vectors are I."""
+    `temperature`, (1,), is tau; `head_weight`, (K, M), and, for a linear head, `head_bias`, (K,), are the head C. Of
+    F, `span` is an orthonormal basis of the span of T; W of `text-attn` is `mixing` x `span`; `inner` and `outer` are
+    the layers of `concat-mlp`.
+    """
+
+    tensors: Mapping[str, NDArray[np.float32]]
+    variant: str
+    """Form of F, one of `stages.methods.VARIANTS`."""
+    head: str
+    """`linear` or `cosine`."""
+    views: str
+    """Views whose vectors are I, joined by +; or `tokens`."""
 
     def w(self) -> NDArray[np.float32]:
         """W of M = LayerNorm(I + W(A T)), (D, D)."""
-        return self.mixing @ self.span
+        product: NDArray[np.float32] = self.tensors["mixing"] @ self.tensors["span"]
+        return product
 
     def save(self, path: Path) -> None:
         """Write a safetensors file; equal weights give equal bytes."""
         from safetensors.numpy import save_file
 
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "view"}
+        form = json.dumps({"variant": self.variant, "head": self.head, "views": self.views})
         # One entry only: safetensors writes several in an order that differs from process to process.
-        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, path, metadata={"view": self.view})
+        save_file({k: np.ascontiguousarray(v) for k, v in self.tensors.items()}, path, metadata={"form": form})
 
     @classmethod
     def load(cls, path: Path) -> FocusWeights:
@@ -62,19 +79,20 @@ class FocusWeights:
         from safetensors import safe_open
 
         with safe_open(path, framework="numpy") as file:
-            weights = cls(**{name: file.get_tensor(name) for name in file.keys()}, **file.metadata())  # noqa: SIM118
-        (rank, width), classes = weights.span.shape, len(weights.head_bias)
-        shapes: dict[str, tuple[int | None, ...]] = {
-            "temperature": (1,),
-            "span": (rank, width),
-            "mixing": (width, rank),
-            "norm_weight": (width,),
-            "norm_bias": (width,),
-            "head_weight": (classes, width),
-            "head_bias": (classes,),
-        }
-        for name, shape in shapes.items():
-            expect_array(name, getattr(weights, name), shape, "float32")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            weights = cls(tensors, **json.loads(file.metadata()["form"]))
+        sizes: dict[str, int] = {}
+        if "span" in tensors:
+            sizes["R"], sizes["D"] = tensors["span"].shape
+            sizes["D+R"] = sizes["D"] + sizes["R"]
+        if "inner_bias" in tensors:
+            sizes["H"] = len(tensors["inner_bias"])
+        for name, shape in SHAPES[weights.variant].items():
+            expect_array(name, tensors[name], tuple(sizes[s] for s in shape), "float32")
+        expect_array("temperature", tensors["temperature"], (1,), "float32")
+        expect_array("head_weight", tensors["head_weight"], (None, sizes.get("D")), "float32")
+        if weights.head == "linear":
+            expect_array("head_bias", tensors["head_bias"], (len(tensors["head_weight"]),), "float32")
         return weights
 
 
@@ -125,10 +143,17 @@ def attention(images: NDArray[np.floating], texts: NDArray[np.floating], tempera
 
 
 def focus(weights: FocusWeights, texts: NDArray[np.floating], images: NDArray[np.floating]) -> NDArray[np.float64]:
-    """M = LayerNorm(I + W(A T)) with A = softmax(tau I T^T), each image by itself.
+    """M = F(T, I), each image by itself; with I the unit vectors of images and A = softmax(tau I T^T):
 
-    The paper (arXiv 2501.03839, section 2) names F but does not define it; this is the project's reading. Computed in
-    float64, so that the number of threads and the rows computed together do not show.
+    - `text-attn`: LayerNorm(I + W(A T))
+    - `concat-mlp`: W2 GELU(W1 [I ; A T] + b1) + b2
+    - `hadamard`: I * (A T)
+    - `logits`: I T^T
+    - `none`: I
+
+    The paper (arXiv 2501.03839, section 2) names F but does not define it; these are the project's readings. Tokens are
+    fused one by one and averaged. Computed in float64, so that the number of threads and the rows computed together do
+    not show.
 
     Parameters
     ----------
@@ -136,23 +161,48 @@ def focus(weights: FocusWeights, texts: NDArray[np.floating], images: NDArray[np
         Of one fusion cell.
     texts : ndarray of float, (K, D)
         Bank of class texts.
-    images : ndarray of float, (n, D)
-        Image vectors.
+    images : ndarray of float, (n, D) or (n, t, D)
+        Vectors of images, or their tokens.
 
     Returns
     -------
-    ndarray of float64, (n, D)
+    ndarray of float64, (n, D); (n, K) for `logits`
         M.
     """
-    mixed = attention(images, texts, float(weights.temperature[0])) @ unit_rows(texts)
-    summed = unit_rows(images) + mixed @ weights.span.T.astype(np.float64) @ weights.mixing.T
+    if images.ndim == 2:
+        return _fuse(weights, texts, images)
+    step = max(1, MOST_ROWS // images.shape[1])
+    parts = [images[start : start + step] for start in range(0, len(images), step)]
+    means = [_fuse(weights, texts, p.reshape(-1, p.shape[2])).reshape(*p.shape[:2], -1).mean(axis=1) for p in parts]
+    return np.concatenate(means)
+
+
+def _fuse(weights: FocusWeights, texts: NDArray[np.floating], rows: NDArray[np.floating]) -> NDArray[np.float64]:
+    i, t, tensors = unit_rows(rows), unit_rows(texts), weights.tensors
+    if weights.variant == "none":
+        return i
+    if weights.variant == "logits":
+        return i @ t.T
+    mixed = attention(rows, texts, float(tensors["temperature"][0])) @ t
+    if weights.variant == "hadamard":
+        return i * mixed
+    in_span = mixed @ tensors["span"].T.astype(np.float64)
+    if weights.variant == "concat-mlp":
+        inner = np.concatenate([i, in_span], axis=1) @ tensors["inner_weight"].T + tensors["inner_bias"]
+        hidden = inner * (1 + erf(inner / np.sqrt(2))) / 2
+        outer: NDArray[np.float64] = hidden @ tensors["outer_weight"].T + tensors["outer_bias"]
+        return outer
+    summed = i + in_span @ tensors["mixing"].T
     centred = summed - summed.mean(axis=1, keepdims=True)
     scale = np.sqrt((centred**2).mean(axis=1, keepdims=True) + NORM_EPSILON)
-    m: NDArray[np.float64] = centred / scale * weights.norm_weight + weights.norm_bias
+    m: NDArray[np.float64] = centred / scale * tensors["norm_weight"] + tensors["norm_bias"]
     return m
 
 
 def head_logits(weights: FocusWeights, m: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Logits of the head C, (n, K), from M, (n, D)."""
-    logits: NDArray[np.float64] = m @ weights.head_weight.T + weights.head_bias
+    """Logits of the head C, (n, K), from M: linear, or tau times the cosines with the rows of its weight."""
+    tensors = weights.tensors
+    if weights.head == "cosine":
+        return float(tensors["temperature"][0]) * (unit_rows(m) @ unit_rows(tensors["head_weight"]).T)
+    logits: NDArray[np.float64] = m @ tensors["head_weight"].T + tensors["head_bias"]
     return logits

@@ -63,6 +63,10 @@ class Baselines:
         """The text bank."""
         return {"texts": BANK}
 
+    def reads(self, cell: Cell) -> tuple[str, ...]:  # noqa: ARG002  every cell reads the same
+        """Vectors."""
+        return ("image", "status")
+
     def fit(self, cell: Cell, data: StageData, out: Path) -> Mapping[str, float]:
         """Write predictions.csv (test rows only) and scores.json, and what was learned.
 

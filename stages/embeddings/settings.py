@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from stages.base import Settings, some_and_distinct
+from stages.models.card import has_attention
 from stages.models.registry import Features
 
 View = Literal[
@@ -23,6 +24,7 @@ View = Literal[
     "shuffled",
     "roi-random-box",
     "roi-shuffled",
+    "attn-bias",
 ]
 
 
@@ -42,6 +44,16 @@ class EmbeddingsSettings(Settings):
     """Also store the tokens (ViT) or grid cells (CNN) of the original image."""
     canvas_px: int = Field(default=512, ge=64, le=1024, multiple_of=64)
     """Side of the square on which masks live, in pixels."""
+    attention_bias: float = Field(default=4.0, gt=0)
+    """Taken off the attention logits of `attn-bias` to a token, times the share of its area outside the mask."""
+    attention_blocks: int = Field(default=4, ge=1)
+    """Last blocks of the vision transformer in which it is."""
     precision: Literal["float32", "bfloat16"] = "float32"
 
     _distinct = field_validator("views")(some_and_distinct)
+
+    @model_validator(mode="after")
+    def _attention_to_bias(self) -> Self:
+        if "attn-bias" in self.views and not has_attention(self.model):
+            raise ValueError(f"views has 'attn-bias', but {self.model} has no attention; it needs a vision transformer")
+        return self

@@ -32,6 +32,7 @@ from stages.shape import SHAPE
 
 if TYPE_CHECKING:
     from stages.models.clip import ClipModel
+    from stages.models.towers import Bias
 
 UNIT_TOLERANCE = 1e-3
 
@@ -189,6 +190,16 @@ class Embeddings:
         views = [v for v in self.settings.views if v not in TOKEN_VIEWS]
         return [*views, "original"] if self._needs_tokens and "original" not in views else [*views]
 
+    def _bias(self, shown: Sequence[MaskedCanvas]) -> Bias:
+        """Less attention to what lies outside the masks."""
+        import torch
+
+        from stages.models.towers import Bias
+
+        s, grid = self.settings, token_grid(self.settings.model)
+        outside = 1 - np.stack([c.token_weights("roi", s.resize, grid) for c in shown])
+        return Bias(torch.from_numpy(-s.attention_bias * outside), s.attention_blocks)
+
     def _encode(self, shown: Sequence[MaskedCanvas], arrays: dict[str, NDArray[Any]]) -> None:
         """Fill the rows of one batch."""
         s = self.settings
@@ -199,7 +210,8 @@ class Embeddings:
         for view in self._passes:
             images = [c.view(view, s.compositing)[c.box(view, s.resize).slices] for c in shown]
             wanted = self._needs_tokens and view == "original"
-            encoding = self.model.encode_image(images, s.features, tokens=wanted)
+            more = {"bias": self._bias(shown)} if view == "attn-bias" else {}
+            encoding = self.model.encode_image(images, s.features, tokens=wanted, **more)
             vectors[view] = np.asarray(encoding.vectors)
             if encoding.tokens is None:
                 continue

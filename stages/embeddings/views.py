@@ -49,7 +49,7 @@ class MaskedCanvas:
             return self.masked_image
         if self.canvas is None:
             raise ValueError(f"view {name!r} needs the source image")
-        if name == "original":
+        if name in ("original", "attn-bias"):
             return self.canvas
         mode = "masked" if name in CONTROLS else name
         return composite(self.canvas, self.control(name) if name in CONTROLS else self.mask, mode, self.placement)

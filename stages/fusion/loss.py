@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def contrastive_loss(m: Tensor, texts: Tensor, labels: Tensor, temperature: float) -> Tensor:
+def contrastive_loss(similarity: Tensor, labels: Tensor) -> Tensor:
     """Multi-positive InfoNCE between images and class texts, both directions averaged.
 
     Image to text is a cross-entropy over all texts. Text to image runs over the classes present in the batch, with
@@ -15,22 +15,17 @@ def contrastive_loss(m: Tensor, texts: Tensor, labels: Tensor, temperature: floa
 
     Parameters
     ----------
-    m : Tensor of float32, (B, D)
-        Fused vectors; scaled to unit length here.
-    texts : Tensor of float32, (K, D)
-        Bank of class texts, L2-normalised.
+    similarity : Tensor of float32, (B, K)
+        tau times the cosines of fused vectors with the bank of class texts.
     labels : Tensor of int64, (B,)
         Class index of each image.
-    temperature : float
-        tau.
 
     Returns
     -------
     Tensor
         Scalar.
     """
-    similarity = temperature * F.normalize(m, dim=1) @ texts.T
-    positives = F.one_hot(labels, len(texts)).to(similarity.dtype)
+    positives = F.one_hot(labels, similarity.shape[1]).to(similarity.dtype)
     counts = positives.sum(dim=0)
     by_class = -(positives * similarity.log_softmax(dim=0)).sum(dim=0) / counts.clamp(min=1)
     text_to_image = by_class.sum() / (counts > 0).sum()

@@ -4,36 +4,39 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from manifests.types import Cell, StageIdentity
 from stages.base import StageContext, StageData
-from stages.features import BANK, text_bank, view_vectors
+from stages.features import BANK, joined_texts, joined_views
 from stages.focus import FocusWeights, focus, head_logits
-from stages.fusion.model import EpochLoss, train
+from stages.fusion.model import EpochLoss, Examples, Recipe, choose_lambda, train
 from stages.fusion.settings import FusionSettings
+from stages.methods import TOKENS, VARIANTS, variant_of, views_of
 from stages.splits import check_fit_rows, class_indices, train_indices, usable
 
-METHOD = "medfocus"
+START_LAMBDA: Final = 0.5
+"""lambda of subsets that cannot be folded."""
 
 
 class Fusion:
-    """One training a fraction and seed; nothing but its training subset and the text bank goes in.
+    """One training a method, fraction and seed; nothing but its training subset and the text bank goes in.
 
     Parameters
     ----------
     settings : FusionSettings
-        Variant, view, loss and optimiser.
+        Methods, loss and optimiser.
     context : StageContext
         Fingerprints of the inputs, class names, fractions and seeds.
     """
 
     name: ClassVar[str] = "fusion"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def __init__(self, settings: FusionSettings, context: StageContext) -> None:
         self.settings = settings
@@ -46,16 +49,20 @@ class Fusion:
 
     def identity(self) -> StageIdentity:
         """Settings, classes in order, fingerprints of the inputs, and the digest of all they committed."""
-        settings = self.settings.model_dump(mode="json") | {"classes": list(self.context.classes)}
+        settings = self.settings.model_dump(mode="json", exclude={"methods"}) | {"classes": list(self.context.classes)}
         return StageIdentity(self.name, self.version, settings, upstream=dict(self.context.upstream))
 
     def cells(self) -> tuple[Cell, ...]:
-        """Every fraction with every seed."""
-        return self.context.study.cells((METHOD,))
+        """Every method with every fraction and seed."""
+        return self.context.study.cells(self.settings.methods)
 
     def needs(self, cell: Cell) -> Mapping[str, Cell]:  # noqa: ARG002  every cell needs the same
         """The text bank."""
         return {"texts": BANK}
+
+    def reads(self, cell: Cell) -> tuple[str, ...]:
+        """Vectors, and tokens where the method fuses them."""
+        return ("image", "status", *((TOKENS,) if TOKENS in views_of(cell.method) else ()))
 
     def fit(self, cell: Cell, data: StageData, out: Path) -> Mapping[str, float]:
         """Write weights.safetensors, history.csv and logits.npy, (N, K) float32 with NaN on rows not usable.
@@ -70,15 +77,22 @@ class Fusion:
         subset = train_indices(data, cell)
         check_fit_rows(data, subset)
         labels = class_indices(data, subset, self.context.classes)
-        texts = text_bank(data, len(self.context.classes))
-        images = view_vectors(data, self.settings.view)
-        weights, history = train(images[subset], texts, labels, self.settings, cell.seed)
+        views = views_of(cell.method, self.settings.view)
+        texts, images = joined_texts(data, len(self.context.classes), views), joined_views(data, views)
+        groups = [data.rows[i].group_id for i in subset.tolist()]
+        examples, chosen = Examples(images[subset], labels, groups), self.settings.contrastive_weight
+        start = START_LAMBDA if chosen == "folds" else chosen
+        recipe = Recipe(variant_of(cell.method) or VARIANTS[0], "+".join(views), start, self.settings)
+        if chosen == "folds":
+            recipe = replace(recipe, contrastive_weight=choose_lambda(examples, texts, recipe, cell.seed))
+        weights, history = train(examples, texts, recipe, cell.seed)
         logits = _all_logits(weights, texts, images, usable(data))
         weights.save(out / "weights.safetensors")
         np.save(out / "logits.npy", logits)
         _write_history(out / "history.csv", history)
         return {
             "n_train": len(subset),
+            "contrastive_weight": recipe.contrastive_weight,
             "loss": history[-1].loss,
             "loss_contrastive": history[-1].contrastive,
             "loss_cross_entropy": history[-1].cross_entropy,

@@ -77,6 +77,17 @@ def token_grid(name: str) -> tuple[int, int]:
     return cells, cells
 
 
+def has_attention(name: str) -> bool:
+    """Whether a model's image tower is a vision transformer.
+
+    Raises
+    ------
+    WeightsError
+        If the model is unknown.
+    """
+    return "timm_model_name" not in architecture_config(entry(name).architecture)["vision_cfg"]
+
+
 def model_card(name: str, precision: str, features: Features | None = None) -> dict[str, Any]:
     """Identity card of a model as JSON values: weights, architecture, activation, preprocessing, precision.
 

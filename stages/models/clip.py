@@ -15,7 +15,7 @@ from torch import Tensor
 from stages.models.card import ACTIVATION_BYTES, model_card
 from stages.models.registry import Features
 from stages.models.room import in_parts_that_fit
-from stages.models.towers import ImageTower, TextEncoder, TrunkOutput
+from stages.models.towers import Bias, ImageTower, TextEncoder, TrunkOutput
 
 TEXT_BATCH = 64
 
@@ -72,7 +72,12 @@ class ClipModel:
 
     @torch.inference_mode()
     def encode_image(
-        self, images: Tensor | Sequence[NDArray[np.uint8]], features: Features, *, tokens: bool
+        self,
+        images: Tensor | Sequence[NDArray[np.uint8]],
+        features: Features,
+        *,
+        tokens: bool,
+        bias: Bias | None = None,
     ) -> ImageEncoding:
         """Encode images; each is squashed to the model's square, so crop or pad them before.
 
@@ -84,6 +89,8 @@ class ClipModel:
             `trunk` or `projected`.
         tokens : bool
             Also return the patch tokens (ViT, after ln_post) or grid cells (CNN).
+        bias : Bias, optional
+            Added to the attention in the last blocks of a vision transformer.
 
         Returns
         -------
@@ -93,7 +100,7 @@ class ClipModel:
         planes = [i if isinstance(i, Tensor) else torch.tensor(i) for i in images]
         squares = [resize(i, self.card["image_px"], self.card["interpolation"]) for i in planes]
         pixels = torch.stack(squares).to(self._device).float().sub_(self._mean).div_(self._std)
-        out = self._forward(pixels.to(self._dtype))
+        out = self._forward(pixels.to(self._dtype), bias)
         vectors = F.normalize(self._in_space(out.pooled, features), dim=-1).cpu()
         return ImageEncoding(vectors, self._in_space(out.tokens, features).cpu() if tokens else None, out.grid)
 
@@ -127,9 +134,17 @@ class ClipModel:
     def _in_space(self, trunk: Tensor, features: Features) -> Tensor:
         return trunk.float() @ self._projection if features == "projected" else trunk.float()
 
-    def _forward(self, pixels: Tensor) -> TrunkOutput:
+    def _forward(self, pixels: Tensor, bias: Bias | None) -> TrunkOutput:
         """Run the tower, on parts of a batch that does not fit the device's memory."""
-        parts: list[TrunkOutput] = in_parts_that_fit(self._image, pixels, ACTIVATION_BYTES)
+        values = None if bias is None else bias.values.to(self._device)
+
+        def run(rows: Tensor) -> TrunkOutput:
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            own = None if bias is None or values is None else bias._replace(values=values[part])
+            return TrunkOutput(*self._image(pixels[part], own))
+
+        rows = torch.arange(len(pixels), device=self._device)
+        parts: list[TrunkOutput] = in_parts_that_fit(run, rows, ACTIVATION_BYTES)
         return TrunkOutput(torch.cat([p.pooled for p in parts]), torch.cat([p.tokens for p in parts]), parts[0].grid)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -81,13 +82,22 @@ class TrunkOutput(NamedTuple):
     """h and w."""
 
 
+class Bias(NamedTuple):
+    """What the last blocks of a vision transformer add to the attention to each patch."""
+
+    values: Tensor
+    """(B, h * w) float32; 0 changes nothing, below 0 the patch is attended to less."""
+    blocks: int
+    """How many of the last blocks."""
+
+
 class ImageTower(Protocol):
     """A frozen image encoder whose last step is a linear projection without bias."""
 
     projection: Tensor
     """P^T, (trunk dim, projected dim) float32 whatever the tower's type: projected = trunk @ projection."""
 
-    def __call__(self, pixels: Tensor) -> TrunkOutput:
+    def __call__(self, pixels: Tensor, bias: Bias | None = None) -> TrunkOutput:
         """Encode normalised pixels, (B, 3, H, W)."""
         ...
 
@@ -120,12 +130,28 @@ class VitTower(nn.Module):
         visual.output_tokens = True
         self.visual = visual
 
-    def forward(self, pixels: Tensor) -> TrunkOutput:
+    def forward(self, pixels: Tensor, bias: Bias | None = None) -> TrunkOutput:
         """Encode normalised pixels, (B, 3, image_px, image_px)."""
-        pooled, tokens = self.visual(pixels)
+        with ExitStack() as hooks:
+            if bias is not None:
+                for block in self.visual.transformer.resblocks[-bias.blocks :]:
+                    added = _to_keys(bias.values, block.attn.num_heads)
+                    hooks.callback(block.register_forward_pre_hook(added, with_kwargs=True).remove)
+            pooled, tokens = self.visual(pixels)
         if self.visual.final_ln_after_pool:
             tokens = self.visual.ln_post(tokens)
         return TrunkOutput(pooled, tokens, tuple(self.visual.grid_size))
+
+
+def _to_keys(values: Tensor, heads: int) -> Callable[..., Any]:
+    """Hook that gives an attention block an additive mask: values for the patches, nothing for the class token."""
+
+    def hook(_module: nn.Module, inputs: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        keys = torch.nn.functional.pad(values, (1, 0))
+        mask = keys[:, None, :].expand(-1, keys.shape[1], -1).repeat_interleave(heads, dim=0)
+        return inputs, named | {"attn_mask": mask.to(inputs[0].dtype)}
+
+    return hook
 
 
 class CnnTower(nn.Module):
@@ -145,8 +171,10 @@ class CnnTower(nn.Module):
         self.halves = nn.ModuleList([large, nn.Sequential(*trunk.blocks[LARGE_STAGES:], trunk.conv_head, trunk.bn2)])
         self.projection: Tensor = visual.head.proj.weight.detach().float().T.clone()
 
-    def forward(self, pixels: Tensor) -> TrunkOutput:
-        """Encode normalised pixels, (B, 3, image_px, image_px)."""
+    def forward(self, pixels: Tensor, bias: Bias | None = None) -> TrunkOutput:
+        """Encode normalised pixels, (B, 3, image_px, image_px); there is no attention to bias."""
+        if bias is not None:
+            raise ValueError("bias: a convolutional trunk has no attention")
         features = mirrored(pixels.contiguous(memory_format=torch.channels_last))
         for half, size in zip(self.halves, CPU_BATCH, strict=True):
             parts = torch.split(features, size if pixels.device.type == "cpu" else len(pixels))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,12 +12,13 @@ from numpy.typing import NDArray
 
 from manifests.types import Cell, StageIdentity
 from stages.base import StageContext, StageData
-from stages.features import BANK, text_bank, view_vectors
+from stages.features import BANK, joined_texts, joined_views
 from stages.focus import FocusWeights, focus
+from stages.methods import TOKENS, variant_of, views_of
 from stages.predictions import ScoredRows, write_results
 from stages.probes.linear import frequencies, prepare
 from stages.probes.logistic import Fit, fit, rotate
-from stages.probes.settings import ProbesSettings, views_of
+from stages.probes.settings import ProbesSettings
 from stages.probes.strength import choose_c
 from stages.splits import Indices, check_fit_rows, class_indices, test_indices, train_indices
 
@@ -58,10 +58,12 @@ class Probes:
         return self.context.study.cells(self.settings.methods)
 
     def needs(self, cell: Cell) -> Mapping[str, Cell]:
-        """For `medfocus` the fusion of the same subset and the text bank; nothing for other methods."""
-        if cell.method != "medfocus":
-            return {}
-        return {"fusion": replace(cell, method="medfocus"), "texts": BANK}
+        """For MedFocusCLIP the fusion of the same subset and the text bank; nothing for other methods."""
+        return {"fusion": cell, "texts": BANK} if variant_of(cell.method) else {}
+
+    def reads(self, cell: Cell) -> tuple[str, ...]:
+        """Vectors and shapes, and tokens where the method fuses them."""
+        return ("image", "shape", "status", *((TOKENS,) if TOKENS in views_of(cell.method) else ()))
 
     def fit(self, cell: Cell, data: StageData, out: Path) -> Mapping[str, float]:
         """Write coef.safetensors, predictions.csv (test rows only) and scores.json.
@@ -104,7 +106,9 @@ class Probes:
         if method == "shape":
             shape: NDArray[np.float32] = data.arrays["shape"][rows]
             return shape
-        if method == "medfocus":
+        if variant_of(method):
             weights = FocusWeights.load(data.artifacts["fusion"] / "weights.safetensors")
-            return focus(weights, text_bank(data, len(self.context.classes)), view_vectors(data, weights.view)[rows])
-        return np.concatenate([view_vectors(data, view)[rows] for view in views_of(method)], axis=1)
+            views = weights.views.split("+")
+            texts = joined_texts(data, len(self.context.classes), views)
+            return focus(weights, texts, joined_views(data, views)[rows])
+        return joined_views(data, views_of(method))[rows]

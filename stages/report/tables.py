@@ -19,6 +19,7 @@ METHODS: Final[Mapping[str, str]] = {
     "blur": "the same on the image with everything outside the mask blurred",
     "roi": "the same on the unmasked image's grid cells, averaged inside the mask",
     "ring": "the same on its grid cells, averaged outside the mask",
+    "attn-bias": "the same on the unmasked image, its last attention blocks looking less outside the mask",
     "zero-shot": "the class whose text is most similar to the image, no training",
     "tip-adapter": "zero-shot plus similarity to the training images, which are kept as they are",
     "tip-adapter-f": "the same with trained keys",

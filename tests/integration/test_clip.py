@@ -37,6 +37,7 @@ from stages.models.converted import Converted
 from stages.models.lite0 import load_lite0_state, mirrored, streamline
 from stages.models.lite0_minilm import minilm_folder
 from stages.models.make_heads import class_prompts
+from stages.models.towers import Bias, VitTower
 from stages.models.weights import WeightsFolder
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 96, 96, 3), dtype=np.uint8)
@@ -186,7 +187,7 @@ def test_batch_that_does_not_fit_is_halved(lite0: ClipModel, monkeypatch: pytest
     expected = lite0.encode_image(IMAGES, "trunk", tokens=False).vectors
     tower, sizes = lite0._image, []
 
-    def small(pixels: Tensor) -> Any:
+    def small(pixels: Tensor, _bias: None) -> Any:
         sizes.append(len(pixels))
         if len(pixels) > 3:
             raise torch.OutOfMemoryError("no room")
@@ -201,7 +202,7 @@ def test_batch_is_cut_to_free_memory_beforehand(lite0: ClipModel, monkeypatch: p
     expected = lite0.encode_image(IMAGES, "trunk", tokens=False).vectors
     tower, sizes = lite0._image, []
 
-    def counted(pixels: Tensor) -> Any:
+    def counted(pixels: Tensor, _bias: None) -> Any:
         sizes.append(len(pixels))
         return tower(pixels)
 
@@ -234,6 +235,37 @@ def test_vit_trunk_times_projection_is_projected(tiny: Any, tmp_path: Path) -> N
     assert trunk.tokens is not None
     torch.testing.assert_close(trunk.tokens @ proj, projected.tokens, atol=1e-4, rtol=0)
     assert (trunk.grid, trunk.tokens.shape) == ((2, 2), (3, 4, 64))
+
+
+def test_attention_bias_turns_the_last_blocks_away_from_a_patch(tiny: Any, tmp_path: Path) -> None:
+    WeightsFolder().add(TINY_NAME, save(tiny, tmp_path / "tiny.safetensors"))
+    model = load_clip(TINY_NAME, "cpu", "float32")
+    plain = model.encode_image(IMAGES[:2], "trunk", tokens=False).vectors
+    values = torch.zeros(2, 4)
+    same = model.encode_image(IMAGES[:2], "trunk", tokens=False, bias=Bias(values, 2)).vectors
+    torch.testing.assert_close(same, plain, atol=1e-6, rtol=0)
+    values[1, 3] = -3.0
+    biased = model.encode_image(IMAGES[:2], "trunk", tokens=False, bias=Bias(values, 1)).vectors
+    torch.testing.assert_close(biased[0], plain[0], atol=1e-6, rtol=0)
+    assert (biased[1] - plain[1]).abs().max() > 1e-4
+    assert torch.equal(model.encode_image(IMAGES[:2], "trunk", tokens=False).vectors, plain)  # nothing is left behind
+
+    block = tiny.visual.transformer.resblocks[-1]
+    seen = []
+    hook = block.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0]))
+    pixels = torch.randn(1, 3, *tiny.visual.image_size)
+    tower = VitTower(tiny.visual.eval())
+    with torch.no_grad():
+        pooled = tower(pixels, Bias(values[1:], 1)).pooled
+        hook.remove()
+        x = seen[0]
+        q, k, v = torch.nn.functional.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias).chunk(
+            3, -1
+        )
+        logits = (q @ k.mT / 8)[0] + torch.nn.functional.pad(values[1], (1, 0))
+        x = x + block.attn.out_proj(logits.softmax(dim=-1) @ v[0])
+        x = x + block.mlp(block.ln_2(x))
+        torch.testing.assert_close(pooled, tower.visual.ln_post(x[:, 0]), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("key", "shape"), [("visual.positional_embedding", (10, 64)), ("visual.proj", (64, 16))])

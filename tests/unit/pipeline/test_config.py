@@ -82,8 +82,20 @@ def test_views_follow_the_compositing() -> None:
 
 
 def test_method_whose_view_is_not_embedded_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"'original\+roi'.*lacks roi.*medfocus, shape, constant"):
+    with pytest.raises(ConfigError, match=r"'original\+roi'.*lacks roi.*shape, constant, VIEWS"):
         load_config(overrides=['probes.methods=["original+roi"]'])
+
+
+def test_method_on_tokens_needs_stored_tokens() -> None:
+    method = 'probes.methods=["medfocus@tokens"]'
+    with pytest.raises(ConfigError, match=r"needs embeddings.tokens = true"):
+        load_config(overrides=[method])
+    assert load_config(overrides=[method, "embeddings.tokens=true"]).probes.methods == ("medfocus@tokens",)
+
+
+def test_method_that_is_no_form_of_medfocus_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"medfocus-attn.*is no method.*concat-mlp"):
+        load_config(overrides=['probes.methods=["medfocus-attn"]'])
 
 
 def test_each_policy_is_one_variant_and_none_comes_twice() -> None:

@@ -8,6 +8,7 @@ from manifests.errors import UsageError
 from pipeline.config import load_config
 from pipeline.graph import build_graph, select
 from stages.embeddings.settings import EmbeddingsSettings
+from stages.fusion.settings import FusionSettings
 from stages.probes.settings import ProbesSettings
 
 
@@ -57,6 +58,14 @@ def test_view_that_fusion_reads_stays_in_every_branch() -> None:
     settings = {n.key: n.settings for n in build_graph(config)}["embeddings[none]"]
     assert isinstance(settings, EmbeddingsSettings)
     assert settings.views == ("original",)
+
+
+def test_fusion_is_trained_for_the_methods_that_need_it() -> None:
+    methods = 'probes.methods=["medfocus", "medfocus-none@original", "original", "constant"]'
+    nodes = build_graph(load_config(overrides=[methods, 'masks.compare=["none"]']))
+    fusions = {n.key: n.settings for n in nodes if n.stage == "fusion"}
+    found = {key: s.methods for key, s in fusions.items() if isinstance(s, FusionSettings)}
+    assert found == {"fusion[union]": ("medfocus", "medfocus-none@original"), "fusion[none]": ("medfocus",)}
 
 
 def test_unknown_stage_lists_the_stages() -> None:

@@ -202,6 +202,26 @@ def test_donor_is_the_next_image_of_another_patient_that_has_a_mask(groups: str,
     assert donors(groups, np.array([c == "1" for c in usable])) == expected
 
 
+def test_attention_is_turned_away_from_what_lies_outside_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Transformer(FakeModel):
+        def encode_image(self, images: Any, features: str, *, tokens: bool, bias: Any = None) -> Any:
+            self.bias = bias
+            return super().encode_image(images, features, tokens=tokens)
+
+    monkeypatch.setattr("stages.embeddings.settings.has_attention", lambda _name: True)
+    model = Transformer()
+    embed(masks(1), model=model, views=("attn-bias",), resize="squash", attention_bias=3.0, attention_blocks=2)
+    np.testing.assert_array_equal(model.seen[0], CANVAS[PLACEMENT.slices])
+    np.testing.assert_allclose(model.bias.values, [[0, -3, 0, -3]], atol=1e-6)  # the mask is the left half
+    assert model.bias.blocks == 2
+
+
+def test_attention_bias_needs_a_model_with_attention() -> None:
+    with pytest.raises(ValueError, match=r"lite0-minilm has no attention"):
+        EmbeddingsSettings(views=("attn-bias",))
+    assert EmbeddingsSettings(views=("attn-bias",), model="clip-vit-b-32").attention_bias == 4.0
+
+
 def test_lone_image_sees_its_own_mask_turned_round() -> None:
     model = FakeModel()
     embed(masks(1), model=model, views=("shuffled",))

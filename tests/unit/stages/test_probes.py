@@ -20,7 +20,7 @@ from stages.fusion.settings import FusionSettings
 from stages.fusion.stage import Fusion
 from stages.probes.linear import LinearProbe, frequencies, prepare
 from stages.probes.logistic import FoldLoss, fit, rotate
-from stages.probes.settings import ProbesSettings, sees_masks, views_of
+from stages.probes.settings import ProbesSettings
 from stages.probes.stage import Probes
 from stages.probes.strength import choose_c, grid, search
 from stages.splits import inner_folds
@@ -232,13 +232,33 @@ def with_fusion(folder: Path):
 
 
 def test_medfocus_reads_the_fusion_of_its_subset(tmp_path):
-    needs = Probes(FIXED, context()).needs(Cell("medfocus", 0.5, 1))
-    assert needs == {"fusion": Cell("medfocus", 0.5, 1), "texts": Cell("bank", 1.0, 0)}
+    for method in ("medfocus", "medfocus-hadamard@roi"):
+        needs = Probes(FIXED, context()).needs(Cell(method, 0.5, 1))
+        assert needs == {"fusion": Cell(method, 0.5, 1), "texts": Cell("bank", 1.0, 0)}
     data = with_fusion(tmp_path)
     medfocus, masked = run(tmp_path / "a", data, "medfocus"), run(tmp_path / "b", data, "masked")
     assert medfocus["accuracy"] > 0.6
     assert predictions(tmp_path / "a") != predictions(tmp_path / "b")
     assert medfocus["n_test"] == masked["n_test"]
+
+
+@pytest.mark.parametrize("method", ["medfocus-none@original", "medfocus-none"])
+def test_fusion_that_changes_nothing_scores_as_its_view(tmp_path, method):
+    data = study_data(image_rows(COUNTS), folder=tmp_path)
+    (tmp_path / "fusion").mkdir()
+    Fusion(FusionSettings(epochs=1), context()).fit(Cell(method, 1.0, 0), data, tmp_path / "fusion")
+    fused = replace(data, artifacts={**data.artifacts, "fusion": tmp_path / "fusion"})
+    run(tmp_path / "fused", fused, method)
+    run(tmp_path / "plain", data, "original" if "@" in method else "masked")
+    for ours, theirs in zip(predictions(tmp_path / "fused"), predictions(tmp_path / "plain"), strict=True):
+        assert ours["predicted"] == theirs["predicted"]
+        assert float(ours["p_benign"]) == pytest.approx(float(theirs["p_benign"]), abs=1e-6)
+
+
+def test_tokens_are_read_only_where_they_are_fused():
+    stage = Probes(FIXED, context())
+    assert "tokens" in stage.reads(Cell("medfocus-logits@tokens", 1.0, 0))
+    assert "tokens" not in stage.reads(Cell("medfocus", 1.0, 0))
 
 
 def test_m_does_not_change_when_labels_are_permuted(tmp_path):
@@ -266,21 +286,6 @@ def test_shape_is_read_as_it_is(tmp_path):
     np.testing.assert_array_equal(features, data.arrays["shape"])
     run(tmp_path, data, "shape")
     assert not LinearProbe.load(tmp_path / "coef.safetensors").normalise
-
-
-@pytest.mark.parametrize(
-    ("method", "views", "masked"),
-    [
-        ("medfocus", (), True),
-        ("constant", (), False),
-        ("shape", (), True),
-        ("original", ("original",), False),
-        ("original+roi", ("original", "roi"), True),
-    ],
-)
-def test_name_of_a_method_says_what_it_reads(method, views, masked):
-    assert views_of(method) == views
-    assert sees_masks(method) == masked
 
 
 def test_other_methods_need_no_cell():
