@@ -18,7 +18,7 @@ from manifests.fingerprint import digest_json
 from manifests.layout import UnitPaths
 from manifests.records import Commit, load_record
 
-UNIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+UNIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]*")
 """What a unit's name looks like."""
 SHARDS = re.compile(r"[0-9a-f]{32}\.zarr")
 """Name of the folder in a commit whose shards are not yet in data.zarr; it begins with the attempt id."""

@@ -64,7 +64,7 @@ def _incomplete(workspace: Workspace, lacking: Mapping[str, str]) -> dict[str, s
     """What each policy lacks, in its own branch and in what it shares with others."""
     out: dict[str, str] = {}
     for node in workspace.nodes.values():
-        if node.stage == "probes":
+        if node.stage == "probes" and not node.backbone:
             needed = {node.key}
             for below in reversed(tuple(workspace.nodes.values())):
                 needed.update(below.inputs.values() if below.key in needed else ())

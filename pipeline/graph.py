@@ -9,6 +9,7 @@ from typing import Any
 from manifests.errors import UsageError
 from pipeline.config import RunConfig
 from stages.base import Settings
+from stages.embeddings.settings import EmbeddingsSettings
 from stages.methods import sees_masks, variant_of, views_of
 
 MAP_STAGES = ("proposals", "masks", "embeddings")
@@ -31,6 +32,8 @@ class Node:
     """Key of each input node by stage name."""
     policy: str = ""
     """Mask policy of this branch; empty before the masks stage."""
+    backbone: str = ""
+    """Vision backbone of this branch; empty for the study's own model."""
 
     @property
     def is_map(self) -> bool:
@@ -49,7 +52,28 @@ def build_graph(config: RunConfig) -> tuple[Node, ...]:
     first = next(iter(variants))
     inputs = {"embeddings": f"embeddings[{first}]", "texts": "texts"}
     nodes.append(Node("baselines", "baselines", config.baselines, inputs, first))
+    for backbone in config.baselines.backbones:
+        nodes.extend(_backbone(config, first, backbone))
     return tuple(nodes)
+
+
+def _backbone(config: RunConfig, policy: str, backbone: str) -> list[Node]:
+    """A vision backbone's vectors of the original and the masked image, and their probes."""
+    view = config.masks.compositing
+    embeddings = EmbeddingsSettings(
+        model=backbone,
+        views=("original", view),
+        compositing=view,
+        resize=config.embeddings.resize,
+        canvas_px=config.embeddings.canvas_px,
+        precision=config.embeddings.precision,
+    )
+    probes = config.probes.model_copy(update={"methods": ("original", view)})
+    keys = [f"{stage}[{backbone}]" for stage in ("embeddings", "probes")]
+    return [
+        Node(keys[0], "embeddings", embeddings, {"masks": f"masks[{policy}]"}, policy, backbone),
+        Node(keys[1], "probes", probes, {"embeddings": keys[0]}, policy, backbone),
+    ]
 
 
 def _branch(config: RunConfig, policy: str, masks: Settings, *, first: bool) -> list[Node]:
@@ -89,7 +113,8 @@ def select(nodes: tuple[Node, ...], stage: str) -> tuple[Node, ...]:
     """
     if stage not in STAGE_CHOICES:
         raise UsageError(f"There is no stage {stage!r}.", f"Stages: {', '.join(STAGE_CHOICES)}.")
-    wanted = {n.key for n in nodes if n.stage in GROUPS.get(stage, (stage,))}
+    served = GROUPS.get(stage, (stage,))
+    wanted = {n.key for n in nodes if ("baselines" if n.backbone else n.stage) in served}
     if not wanted:
         raise UsageError(f"This configuration has no stage {stage!r}.", "Its mask policies need no proposals.")
     for node in reversed(nodes):

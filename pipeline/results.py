@@ -24,6 +24,7 @@ from pipeline.gallery import Pictures, take_pictures
 from pipeline.graph import Node
 from pipeline.workspace import Workspace
 from stages.methods import sees_masks
+from stages.models.registry import UNTRAINED
 from stages.report.data import ANSWER_COLUMNS, FAILURE_COLUMNS, LEDGER_COLUMNS, ReportData
 from stages.report.page import PAGE, layout_digest, write_report
 from stages.report.tables import place
@@ -57,7 +58,15 @@ def score_table(workspace: Workspace, committed: Committed) -> pd.DataFrame:
         for cell in sorted(cells, key=lambda c: (place(c.method), c.shots, c.fraction, c.seed)):
             scores = json.loads(read_artifact(workspace, node, cells[cell], "scores.json"))
             mask = node.policy if _sees_masks(workspace, node, cell.method) else ""
-            rows.append({**scores, "mask": mask, "method": cell.method, "training": cell.training, "seed": cell.seed})
+            rows.append(
+                {
+                    **scores,
+                    "mask": mask,
+                    "method": _shown(node, cell.method),
+                    "training": cell.training,
+                    "seed": cell.seed,
+                }
+            )
     if not rows:
         raise InventoryError(
             f"The data set {workspace.paths.name!r} has no scores under this configuration.",
@@ -84,7 +93,7 @@ def answer_table(workspace: Workspace, committed: Committed) -> pd.DataFrame:
             frame = pd.DataFrame(
                 {
                     "mask": node.policy if _sees_masks(workspace, node, cell.method) else "",
-                    "method": cell.method,
+                    "method": _shown(node, cell.method),
                     "training": cell.training,
                     "seed": cell.seed,
                     "image_id": told["image_id"],
@@ -95,6 +104,14 @@ def answer_table(workspace: Workspace, committed: Committed) -> pd.DataFrame:
             )
             frames.append(frame)
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(ANSWER_COLUMNS))
+
+
+def _shown(node: Node, method: str) -> str:
+    """Name of a method in tables: one on another backbone is named after that, too."""
+    if not node.backbone:
+        return method
+    name = node.backbone.removesuffix(UNTRAINED)
+    return f"{name} {method}" if name == node.backbone else f"{name} (untrained) {method}"
 
 
 def _sees_masks(workspace: Workspace, node: Node, method: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from stages.base import Settings, some_and_distinct
-from stages.models.registry import Features
+from stages.models.registry import Features, names
 
 Baseline = Literal["zero-shot", "tip-adapter", "tip-adapter-f", "coop", "cocoop"]
 
@@ -17,6 +17,9 @@ class BaselinesSettings(Settings):
 
     methods: tuple[Baseline, ...] = ("zero-shot", "tip-adapter", "tip-adapter-f", "coop", "cocoop")
     """Outside the fingerprint: each method's cells are units of their own."""
+    backbones: tuple[str, ...] = ()
+    """Vision backbones, each with the probes of the original and the masked image; outside the fingerprint, because
+    each is a branch of its own."""
     view: str = "original"
     """View whose vectors the methods see."""
     model: str = "lite0-minilm"
@@ -34,3 +37,13 @@ class BaselinesSettings(Settings):
     cocoop_epochs: int = Field(default=10, ge=1)
 
     _distinct = field_validator("methods")(some_and_distinct)
+
+    @field_validator("backbones")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        known = names("timm")
+        if unknown := [name for name in value if name not in known]:
+            raise ValueError(f"no backbone {', '.join(unknown)}; there are {', '.join(known)}")
+        if len(set(value)) != len(value):
+            raise ValueError(f"none twice, got {list(value)}")
+        return value

@@ -51,7 +51,9 @@ class Baselines:
 
     def identity(self) -> StageIdentity:
         """Settings but for the methods, classes, weights of the text tower, and fingerprints of the inputs."""
-        settings = self.settings.model_dump(mode="json", exclude={"methods"}) | {"classes": list(self.context.classes)}
+        settings = self.settings.model_dump(mode="json", exclude={"methods", "backbones"}) | {
+            "classes": list(self.context.classes)
+        }
         weights = WeightsFolder().digests(self.settings.model)
         return StageIdentity(self.name, self.version, settings, weights, dict(self.context.upstream))
 

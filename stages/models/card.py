@@ -30,6 +30,14 @@ LITE0_MINILM: Final[Mapping[str, Any]] = {
 """Model configuration of open_clip's CustomTextCLIP; the text tower's folder is known only where it is installed."""
 LITE0_WIDTH: Final = 1280
 
+TIMM: Final[Mapping[str, tuple[int, int, str]]] = {
+    "resnet50": (2048, 7, "bicubic"),
+    "res2net50_26w_4s": (2048, 7, "bilinear"),
+    "vit_base_patch16_224": (768, 14, "bicubic"),
+    "swin_tiny_patch4_window7_224": (768, 7, "bicubic"),
+}
+"""Entries of a vector, cells of a side, and interpolation of the timm backbones at 224 px."""
+
 ACTIVATION_BYTES: Final = 64_000_000
 """Upper bound of what one image needs inside an image tower, in bytes."""
 
@@ -65,26 +73,32 @@ def architecture_config(architecture: str) -> Mapping[str, Any]:
 
 
 def feature_dims(name: str) -> dict[str, int]:
-    """Entries of a model's vectors by kind of features: `trunk` and `projected`."""
+    """Entries of a model's vectors by kind of features: `trunk`, and `projected` where there is a text tower."""
+    if entry(name).kind == "timm":
+        return {"trunk": TIMM[entry(name).architecture][0]}
     config = architecture_config(entry(name).architecture)
     return {"trunk": config["vision_cfg"].get("width", LITE0_WIDTH), "projected": config["embed_dim"]}
 
 
 def token_grid(name: str) -> tuple[int, int]:
     """Rows and columns of the tokens that a model gives for one image."""
+    if entry(name).kind == "timm":
+        return (TIMM[entry(name).architecture][1],) * 2
     vision = architecture_config(entry(name).architecture)["vision_cfg"]
     cells = vision["image_size"] // vision.get("patch_size", 32)
     return cells, cells
 
 
 def has_attention(name: str) -> bool:
-    """Whether a model's image tower is a vision transformer.
+    """Whether a model's image tower is a vision transformer of open_clip's own, whose attention can be biased.
 
     Raises
     ------
     WeightsError
         If the model is unknown.
     """
+    if entry(name).kind == "timm":
+        return False
     return "timm_model_name" not in architecture_config(entry(name).architecture)["vision_cfg"]
 
 
@@ -106,20 +120,33 @@ def model_card(name: str, precision: str, features: Features | None = None) -> d
         If the model is unknown, cannot be used here or has no weights yet.
     """
     known = entry(name)
-    config = architecture_config(known.architecture)
     ours = known.architecture == "lite0-minilm"
     card: dict[str, Any] = {
         "name": name,
         "weights": dict(WeightsFolder().digests(name)),
         "architecture": known.architecture,
-        "activation": "relu6" if ours else "quickgelu" if config.get("quick_gelu") else "gelu",
-        "image_px": config["vision_cfg"]["image_size"],
-        "mean": [0.5] * 3 if ours else list(OPENAI_MEAN),
-        "std": [0.5] * 3 if ours else list(OPENAI_STD),
-        "interpolation": "bicubic",
         "dtype": precision,
         "dims": feature_dims(name),
     }
+    if known.kind == "timm":
+        mean, std = known.mean_std
+        card |= {
+            "activation": "the architecture's own",
+            "image_px": known.image_px,
+            "mean": list(mean),
+            "std": list(std),
+            "interpolation": TIMM[known.architecture][2],
+            "untrained": known.source == "random",
+        }
+    else:
+        config = architecture_config(known.architecture)
+        card |= {
+            "activation": "relu6" if ours else "quickgelu" if config.get("quick_gelu") else "gelu",
+            "image_px": config["vision_cfg"]["image_size"],
+            "mean": [0.5] * 3 if ours else list(OPENAI_MEAN),
+            "std": [0.5] * 3 if ours else list(OPENAI_STD),
+            "interpolation": "bicubic",
+        }
     return card if features is None else card | {"features": features}
 
 

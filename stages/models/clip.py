@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.models.card import ACTIVATION_BYTES, model_card
-from stages.models.registry import Features
+from stages.models.registry import Features, entry
 from stages.models.room import in_parts_that_fit
 from stages.models.towers import Bias, ImageTower, TextEncoder, TrunkOutput
 
@@ -167,13 +167,19 @@ def load_clip(name: str, device: str, precision: str, *, compiled: bool = False)
     WeightsError
         If weights are missing, altered or of another architecture.
     """
-    from stages.models import lite0_minilm, open_clip_files
-
     card = model_card(name, precision)
-    source = lite0_minilm if name == lite0_minilm.NAME else open_clip_files
-    image, load_text = source.load_towers(name, device)
+    image, load_text = _loader(name)(name, device)
     image = image.to(device=device, dtype=getattr(torch, precision)).eval().requires_grad_(requires_grad=False)
     return ClipModel(card, image, load_text, device, compiled=compiled)
+
+
+def _loader(name: str) -> Callable[[str, str], Any]:
+    """What loads the towers of a model."""
+    from stages.models import lite0_minilm, open_clip_files, timm_files
+
+    if entry(name).kind == "timm":
+        return timm_files.load_towers
+    return lite0_minilm.load_towers if name == lite0_minilm.NAME else open_clip_files.load_towers
 
 
 def resize(image: Tensor, side_px: int, interpolation: str = "bicubic") -> Tensor:

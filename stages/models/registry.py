@@ -7,7 +7,7 @@ QuickGELU, so that their architectures are the `-quickgelu` ones: the plain name
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from manifests.errors import WeightsError
@@ -15,7 +15,7 @@ from manifests.errors import WeightsError
 Features = Literal["trunk", "projected"]
 """Image features before (`trunk`) or after (`projected`) CLIP's projection."""
 
-Kind = Literal["sam", "sam2", "open_clip"]
+Kind = Literal["sam", "sam2", "open_clip", "timm"]
 Source = Literal["shipped", "package", "file", "random"]
 
 MeanStd = tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -27,6 +27,8 @@ UNCHANGED: Final[MeanStd] = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 """MedSAM sees pixels in 0..1."""
 
 OPEN_CLIP_PREFIX: Final = "open_clip:"
+UNTRAINED: Final = "-untrained"
+"""End of the name of a backbone with random weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +49,9 @@ class ModelEntry:
     name: str
     kind: Kind
     source: Source
-    """`shipped` with this package, in a weights `package`, a `file` that the user adds, or `random` (tests only)."""
+    """`shipped` with this package, in a weights `package`, a `file` that the user adds, or `random` (untrained)."""
     architecture: str
-    """Name of a size of SAM, of a sam2 configuration file, or of an open_clip model."""
+    """Name of a size of SAM, of a sam2 configuration file, or of an open_clip or timm model."""
     file: str = ""
     """File in `stages/models/data` (`shipped`, `package`) or official name of the file to add; empty if any will do."""
     sha256: str | None = None
@@ -151,6 +153,23 @@ def _openai(name: str, architecture: str, timm_name: str) -> ModelEntry:
     )
 
 
+def _timm(name: str, architecture: str, origin: str, note: str, mean_std: MeanStd = IMAGENET) -> tuple[ModelEntry, ...]:
+    """A backbone, and the same one untrained."""
+    file = ModelEntry(
+        name=name,
+        kind="timm",
+        source="file",
+        architecture=architecture,
+        file="model.safetensors",
+        image_px=224,
+        mean_std=mean_std,
+        note=note,
+        origin=f"timm/{origin} on Hugging Face",
+    )
+    random = replace(file, name=f"{name}{UNTRAINED}", source="random", file="", origin="", note="random weights")
+    return file, random
+
+
 _SIZES: Final = (("tiny", "t"), ("small", "s"), ("base_plus", "b+"), ("large", "l"))
 
 MODELS: Final[tuple[ModelEntry, ...]] = (
@@ -209,6 +228,16 @@ MODELS: Final[tuple[ModelEntry, ...]] = (
     _openai("clip-vit-b-32", "ViT-B-32-quickgelu", "vit_base_patch32_clip_224.openai"),
     _openai("clip-vit-b-16", "ViT-B-16-quickgelu", "vit_base_patch16_clip_224.openai"),
     _openai("clip-vit-l-14", "ViT-L-14-quickgelu", "vit_large_patch14_clip_224.openai"),
+    *_timm("resnet50", "resnet50", "resnet50.a1_in1k", "ResNet-50, ImageNet-1k"),
+    *_timm("res2net50", "res2net50_26w_4s", "res2net50_26w_4s.in1k", "Res2Net-50 (26w, 4s), ImageNet-1k"),
+    *_timm(
+        "vit-b-16",
+        "vit_base_patch16_224",
+        "vit_base_patch16_224.augreg_in21k_ft_in1k",
+        "ViT-B/16, ImageNet-21k, then ImageNet-1k",
+        HALF,
+    ),
+    *_timm("swin-t", "swin_tiny_patch4_window7_224", "swin_tiny_patch4_window7_224.ms_in1k", "Swin-T, ImageNet-1k"),
 )
 """All named models; `open_clip:<ModelName>` names any other open_clip architecture with a local file."""
 

@@ -250,6 +250,10 @@ def check_fits(known: ModelEntry, file: Path) -> None:
         from stages.models.sam2 import assemble
 
         assemble(known, file)
+    elif known.kind == "timm":
+        from stages.models import timm_files
+
+        timm_files.load_checked(known.architecture, file)
     else:
         from stages.models.open_clip_files import load_checked
 

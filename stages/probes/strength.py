@@ -18,6 +18,8 @@ COARSE_STRIDE = 16
 """Two decades: the search begins at 1e-6, 1e-4, ..., 1e6."""
 DECIMALS = 5
 """To which losses are told apart: beyond lies what the solver leaves."""
+RISEN = 1.1
+"""Times the least loss, above which no larger coarse C is tried."""
 FALLBACK_C = 0.316
 """The value of CLIP's published linear probe on vectors as they are, for subsets that cannot be folded."""
 CLIP_LENGTH = 10.0
@@ -60,7 +62,10 @@ def choose_c(
 
 
 def search(loss: Callable[[float], float]) -> tuple[float, float]:
-    """Find the C with the least loss: coarse points, then halving the stride around the best.
+    """Find the C with the least loss: ascending coarse points, then halving the stride around the best.
+
+    The largest C take longest, and only fit what the smaller ones had overfitted: coarse points end once the loss has
+    clearly risen.
 
     Parameters
     ----------
@@ -79,7 +84,11 @@ def search(loss: Callable[[float], float]) -> tuple[float, float]:
             known[step] = round(loss(grid()[step]), DECIMALS)
         return known[step], step
 
-    best = min(range(0, LAST_STEP + 1, COARSE_STRIDE), key=at)
+    best = 0
+    for step in range(0, LAST_STEP + 1, COARSE_STRIDE):
+        best = min((best, step), key=at)
+        if known[step] > RISEN * known[best]:
+            break
     stride = COARSE_STRIDE // 2
     while stride:
         near = [step for step in (best - stride, best, best + stride) if 0 <= step <= LAST_STEP]

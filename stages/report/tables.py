@@ -9,6 +9,8 @@ from typing import Any, Final, NamedTuple
 
 import pandas as pd
 
+from stages.methods import variant_of, views_of
+
 METHODS: Final[Mapping[str, str]] = {
     "medfocus": "logistic regression on M = F(T, I), the fusion of class texts and masked image",
     "masked": "logistic regression on the vector of the masked image, no fusion",
@@ -47,9 +49,13 @@ UNDEFINED: Final = "–"
 
 
 def place(method: str) -> tuple[float, str]:
-    """Sort key of a method: as in `METHODS`, with joined views before the baselines."""
+    """Sort key of a method: as in `METHODS`; forms of MedFocusCLIP, joined views and backbones where they belong."""
     known = list(METHODS)
-    return (known.index(method) if method in METHODS else known.index("zero-shot") - 0.5), method
+    if method in METHODS:
+        return known.index(method), method
+    if variant_of(method):
+        return 0.5, method
+    return known.index("zero-shot" if " " not in method else "inverted") - 0.5, method
 
 
 def amount(training: str) -> tuple[bool, float]:
@@ -67,6 +73,12 @@ def description(method: str) -> str:
     """What a method is, in words."""
     if method in METHODS:
         return METHODS[method]
+    if variant := variant_of(method):
+        read = f", of {' and '.join(views_of(method))}" if views_of(method) else ""
+        return f"logistic regression on M of the variant {variant}{read}"
+    backbone, _, view = method.rpartition(" ")
+    if backbone:
+        return f"logistic regression on the frozen {backbone}'s vector of the {view} image"
     return f"logistic regression on the joined vectors of {', '.join(method.split('+'))}"
 
 

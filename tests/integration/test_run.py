@@ -135,6 +135,30 @@ def test_baselines_and_more_methods_add_cells_and_rows_to_the_report(study: Stud
         assert f"{method} " in shown.out
 
 
+def test_backbones_are_branches_of_the_baselines(study: Study) -> None:
+    chosen = ("--set", 'baselines.methods=["zero-shot"]', "--set", 'baselines.backbones=["resnet50-untrained"]')
+    assert study.run(*chosen).out.count("Nothing to do") == 1  # the main study is complete without them
+    done = study.run("--stage", "baselines", "--json", *chosen).json
+    assert done["committed"].keys() == {"baselines", "embeddings[resnet50-untrained]", "probes[resnet50-untrained]"}
+    assert done["committed"]["probes[resnet50-untrained]"] == 8
+    shown = study.cli("report", "--dataset", "phantoms", "--workdir", study.work, *QUICK, *chosen)
+    assert shown.code == 0, shown.err
+    assert "resnet50 (untrained) original" in shown.out
+    page = Path(shown.out.rpartition("Report: ")[2].strip()).read_text("utf-8")
+    assert "resnet50-untrained is untrained" in page
+
+
+def test_shots_and_forms_of_the_fusion_are_cells_of_their_own(study: Study) -> None:
+    more = ("--set", "study.shots=[1, 2]", "--set", "embeddings.tokens=true")
+    methods = ("--set", 'probes.methods=["medfocus", "medfocus-hadamard@original", "medfocus-logits@tokens"]')
+    done = study.run("--stage", "probes", "--json", *more, *methods).json
+    assert done["committed"]["fusion[supplied]"] == done["committed"]["probes[supplied]"] == 3 * 4 * 2
+    shown = study.cli("report", "--dataset", "phantoms", "--workdir", study.work, *QUICK, *more, *methods)
+    assert shown.code == 0, shown.err
+    assert "2-shot" in shown.out
+    assert "medfocus-logits@tokens" in shown.out
+
+
 def test_array_parts_together_equal_one_run(study: Study, tmp_path: Path) -> None:
     parts = Study(study.cli, tmp_path / "parts", study.source)
     parts.ingest("--chunk-items", 4)

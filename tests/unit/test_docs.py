@@ -29,7 +29,13 @@ PACKAGES = ("manifests", "stages", "pipeline")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"(?:^|[\s;&|(])(?:\.venv/bin/)?pipeline\s+(?P<arguments>[^#\n&|;`]*)")
 REASON = re.compile(r"(?:file|format|decode|mask|placement|embedding|upstream)\.[a-z_]+")
-OUTSIDE_FINGERPRINTS = {("masks", "compare"), ("fusion", "methods"), ("probes", "methods"), ("baselines", "methods")}
+OUTSIDE_FINGERPRINTS = {
+    ("masks", "compare"),
+    ("fusion", "methods"),
+    ("probes", "methods"),
+    ("baselines", "methods"),
+    ("baselines", "backbones"),
+}
 SECTIONS_OUTSIDE = ("study", "cluster")
 
 
