@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,9 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.ui
 
 
 @pytest.fixture(autouse=True)
-def weights_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def weights_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(weights.ENVIRONMENT, str(tmp_path / "weights"))
-    yield tmp_path / "weights"
+    return tmp_path / "weights"
 
 
 def published(architecture: str, path: Path, **changed: Any) -> Path:
