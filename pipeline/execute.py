@@ -25,6 +25,7 @@ from pipeline.graph import Node
 from pipeline.plan import PlannedUnit, cell_inputs, input_digests, stale_cell, stale_commit
 from pipeline.workspace import Workspace
 from stages.base import MapStage, StageData
+from stages.methods import TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,34 +165,42 @@ def _run_cell(workspace: Workspace, node: Node, cell: Cell, task: UnitTask) -> U
 
 
 def _stage_data(workspace: Workspace, node: Node, cell: Cell) -> StageData:
-    """Committed arrays of the node's map input over all drops, and the folders of the cells that this one reads."""
+    """Committed arrays of the node's map inputs over all drops, and the folders of the cells that this one reads."""
     stage = workspace.cell_stage(node)
     artifacts = {}
     for name, needed in stage.needs(cell).items():
         artifacts[name] = checked_artifacts(workspace.root(workspace.nodes[node.inputs[name]]), needed.unit)
-    source = next((workspace.nodes[k] for k in node.inputs.values() if workspace.nodes[k].is_map), None)
+    sources = [workspace.nodes[key] for key in node.inputs.values() if workspace.nodes[key].is_map]
     rows = tuple(row for drop in workspace.drops for row in workspace.rows(drop.drop_id))
     drops = tuple(drop.drop_id for drop in workspace.drops for _ in range(drop.n_items))
-    if source is None:
+    if not sources:
         return StageData(rows, drops, np.zeros(len(rows), np.uint8), {}, {}, artifacts)
-    arrays, attributes = _features(workspace, source, stage.reads(cell))
-    status = arrays["status"].astype(np.uint8)
-    return StageData(rows, drops, status, arrays, attributes, artifacts)
+    wanted = stage.reads(cell)
+    arrays: dict[str, Any] = {}
+    attributes: Mapping[str, Any] = {}
+    for source in sources:
+        names = tuple(name for name in wanted if (name == TOKENS) == (source.stage == TOKENS))
+        if names:
+            found, said = _features(workspace, source, names)
+            arrays |= {name: found[name] for name in names}
+            attributes = {**said, **attributes}
+    return StageData(rows, drops, arrays["status"].astype(np.uint8), arrays, attributes, artifacts)
 
 
-_FEATURES: dict[str, tuple[ChunkArrays, Mapping[str, Any]]] = {}
-"""Features of the last node that this process fitted cells on, by digest of what was committed when they were read."""
+_FEATURES: dict[str, tuple[str, ChunkArrays, Mapping[str, Any]]] = {}
+"""Features of the last node of each stage that this process fitted cells on, with a digest of what was committed."""
 
 
 def _features(workspace: Workspace, node: Node, names: tuple[str, ...]) -> tuple[ChunkArrays, Mapping[str, Any]]:
     """Some arrays of a map node over all drops; read anew whenever a commit changed, also while they are read."""
     key = digest_json([workspace.fingerprint(node), workspace.measure_data(node)])
-    if key not in _FEATURES or not set(names) <= set(_FEATURES[key][0]):
+    known, arrays, attributes = _FEATURES.get(node.stage, ("", {}, {}))
+    if key != known or not set(names) <= set(arrays):
         stores = [(workspace.store(node, drop.drop_id), drop.chunks()) for drop in workspace.drops]
         parts = [read_rows(store, chunk, names) for store, chunks in stores for chunk in chunks]
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in names}
+        arrays = {name: np.concatenate([part[name] for part in parts]) for name in names}
+        attributes = stores[0][0].attributes
         if digest_json([workspace.fingerprint(node), workspace.measure_data(node)]) != key:
             raise UnitError("Another run committed other features meanwhile.", "Run again.")
-        _FEATURES.clear()
-        _FEATURES[key] = joined, stores[0][0].attributes
-    return _FEATURES[key]
+        _FEATURES[node.stage] = key, arrays, attributes
+    return arrays, attributes

@@ -12,7 +12,7 @@ from stages.base import Settings
 from stages.embeddings.settings import EmbeddingsSettings
 from stages.methods import sees_masks, variant_of, views_of
 
-MAP_STAGES = ("proposals", "masks", "embeddings")
+MAP_STAGES = ("proposals", "masks", "tokens", "embeddings")
 CELL_STAGES = ("texts", "fusion", "probes", "baselines")
 SCORED_STAGES = ("probes", "baselines")
 """Their cells have scores."""
@@ -47,6 +47,8 @@ def build_graph(config: RunConfig) -> tuple[Node, ...]:
     nodes: list[Node] = []
     if any(policy not in ("none", "supplied") for policy in variants):
         nodes.append(Node("proposals", "proposals", config.proposals, {}))
+    if config.embeddings.tokens:
+        nodes.append(Node("tokens", "tokens", config.embeddings.of_tokens(), {}))
     for position, (policy, masks) in enumerate(variants.items()):
         nodes.extend(_branch(config, policy, masks, first=position == 0))
     first = next(iter(variants))
@@ -92,11 +94,12 @@ def _branch(config: RunConfig, policy: str, masks: Settings, *, first: bool) -> 
         views = tuple(v for v in config.embeddings.views if v != "original" or v in read)
         embeddings = config.embeddings.model_copy(update={"views": views})
     fusion = config.fusion.model_copy(update={"methods": tuple(m for m in probes.methods if variant_of(m))})
-    fusion_inputs = {"embeddings": key("embeddings"), "texts": "texts"}
+    tokens = {"tokens": "tokens"} if config.embeddings.tokens else {}
+    fusion_inputs = {"embeddings": key("embeddings"), "texts": "texts", **tokens}
     texts = [Node("texts", "texts", config.texts, {})] if first else []
     return [
         Node(key("masks"), "masks", masks, from_proposals, policy),
-        Node(key("embeddings"), "embeddings", embeddings, {"masks": key("masks")}, policy),
+        Node(key("embeddings"), "embeddings", embeddings, {"masks": key("masks"), **tokens}, policy),
         *texts,
         Node(key("fusion"), "fusion", fusion, fusion_inputs, policy),
         Node(key("probes"), "probes", probes, {**fusion_inputs, "fusion": key("fusion")}, policy),

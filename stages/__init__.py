@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 REGISTRY: dict[str, str] = {
     "proposals": "stages.proposals.stage:Proposals",
     "masks": "stages.masks.stage:Masks",
+    "tokens": "stages.embeddings.tokens:Tokens",
     "embeddings": "stages.embeddings.stage:Embeddings",
     "texts": "stages.texts.stage:Texts",
     "fusion": "stages.fusion.stage:Fusion",

@@ -28,6 +28,16 @@ View = Literal[
 ]
 
 
+class TokensSettings(Settings):
+    """Which model sees the unmasked images; the driver takes them from the embeddings'."""
+
+    model: str = "lite0-minilm"
+    features: Features = "trunk"
+    resize: Literal["letterbox", "squash", "crop"] = "letterbox"
+    canvas_px: int = 512
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+
 class EmbeddingsSettings(Settings):
     """Which model sees which views."""
 
@@ -41,7 +51,7 @@ class EmbeddingsSettings(Settings):
     compositing: Literal["masked", "overlay", "binary", "crop", "blur"] | None = None
     """Set by the driver to `masks.compositing`: the view of that name is read from the masks; None composes it anew."""
     tokens: bool = False
-    """Also store the tokens (ViT) or grid cells (CNN) of the original image."""
+    """Keep the tokens (ViT) or grid cells (CNN) of the original image in a stage of their own, and pool from there."""
     canvas_px: int = Field(default=512, ge=64, le=1024, multiple_of=64)
     """Side of the square on which masks live, in pixels."""
     attention_bias: float = Field(default=4.0, gt=0)
@@ -49,6 +59,10 @@ class EmbeddingsSettings(Settings):
     attention_blocks: int = Field(default=4, ge=1)
     """Last blocks of the vision transformer in which it is."""
     precision: Literal["float32", "bfloat16"] = "float32"
+
+    def of_tokens(self) -> TokensSettings:
+        """The same model and preprocessing."""
+        return TokensSettings(**{name: getattr(self, name) for name in TokensSettings.model_fields})
 
     _distinct = field_validator("views")(some_and_distinct)
 

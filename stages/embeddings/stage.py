@@ -24,7 +24,7 @@ from manifests.types import (
 )
 from stages.base import StageContext, ahead, empty_arrays, read_each, status_array
 from stages.embeddings.settings import EmbeddingsSettings
-from stages.embeddings.views import TOKEN_VIEWS, MaskedCanvas, donors, pool, unit
+from stages.embeddings.views import TOKEN_VIEWS, MaskedCanvas, donors, judge, pool
 from stages.images import Placement, content, fit_mask, letterbox
 from stages.models.card import ACTIVATION_BYTES, feature_dims, model_card, token_grid
 from stages.models.weights import WeightsFolder
@@ -33,8 +33,6 @@ from stages.shape import SHAPE
 if TYPE_CHECKING:
     from stages.models.clip import ClipModel
     from stages.models.towers import Bias
-
-UNIT_TOLERANCE = 1e-3
 
 
 class Embeddings:
@@ -58,8 +56,8 @@ class Embeddings:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The masks, always: they also say which images could be read."""
-        return ("masks",)
+        """The masks, always: they also say which images could be read; and tokens where they are kept."""
+        return ("masks", "tokens") if self.settings.tokens else ("masks",)
 
     def identity(self) -> StageIdentity:
         """Settings, digests of the model's weights, and the masks' fingerprint."""
@@ -72,15 +70,14 @@ class Embeddings:
         )
 
     def outputs(self) -> tuple[ArraySpec, ...]:
-        """Vectors (V, D) float32, the mask's shape, tokens (n, D) float16 if asked, status; failed rows hold NaN."""
+        """Vectors (V, D) float32, the mask's shape, status; failed rows hold NaN."""
         dim = feature_dims(self.settings.model)[self.settings.features]
         nan = float("nan")
-        specs = [ArraySpec("image", (len(self.settings.views), dim), "float32", ("view", "feature"), nan)]
-        specs.append(ArraySpec("shape", (len(SHAPE),), "float32", ("measure",), nan))
-        if self.settings.tokens:
-            n = int(np.prod(token_grid(self.settings.model)))
-            specs.append(ArraySpec("tokens", (n, dim), "float16", ("token", "feature"), nan, per_item=True))
-        return (*specs, ArraySpec("status", (), "uint8"))
+        return (
+            ArraySpec("image", (len(self.settings.views), dim), "float32", ("view", "feature"), nan),
+            ArraySpec("shape", (len(SHAPE),), "float32", ("measure",), nan),
+            ArraySpec("status", (), "uint8"),
+        )
 
     def attributes(self) -> Mapping[str, Any]:
         """Names of the views in order, the model's card, and how images became the model's square."""
@@ -95,15 +92,17 @@ class Embeddings:
         }
 
     def projected_bytes(self, chunk_items: int) -> int:
-        """The masks' chunk, the results, and one batch of canvases and activations."""
+        """The chunk of masks and tokens, the results, and one batch of canvases and activations."""
         pixels = self.settings.canvas_px**2
         row = sum(int(np.prod(a.item_shape)) * np.dtype(a.dtype).itemsize for a in self.outputs())
         # Canvases of two batches: the next one is read while this one is encoded.
         batch = self.context.batch_items * (ACTIVATION_BYTES + 16 * pixels)
-        return chunk_items * (4 * pixels + 3 * row) + batch
+        cells = int(np.prod(token_grid(self.settings.model))) if self.settings.tokens else 0
+        tokens = 2 * cells * feature_dims(self.settings.model)[self.settings.features]
+        return chunk_items * (4 * pixels + 3 * row + tokens) + batch
 
     def load(self, device: str) -> None:
-        """Load the image tower.
+        """Load the image tower, unless every view is pooled from kept tokens.
 
         Raises
         ------
@@ -113,11 +112,13 @@ class Embeddings:
         from stages.models.clip import load_clip
 
         s = self.settings
+        if not self._passes:
+            return
         self.model = load_clip(s.model, device, s.precision, compiled=self.context.compiled)
 
     def process(self, rows: Sequence[ImageRow], source: ImageSource, upstream: Mapping[str, ChunkArrays]) -> UnitResult:
-        """Embed one chunk, a batch at a time; each view is one pass, and `roi` and `ring` share that of `original`."""
-        masks = upstream["masks"]
+        """Embed one chunk, a batch at a time; each view is one pass, and pooled views share that of `original`."""
+        masks, tokens = upstream["masks"], upstream["tokens"] if self.settings.tokens else None
         side = self.settings.canvas_px
         expect_array("masks.mask", masks["mask"], (len(rows), side, side), "bool")
         expect_array("masks.shape", masks["shape"], (len(rows), len(SHAPE)), "float32")
@@ -128,19 +129,24 @@ class Embeddings:
         size = self.context.batch_items
         lenders = donors([row.group_id for row in rows], masks["status"] == Status.OK)
 
+        usable = masks["status"].copy()
+        if tokens is not None:
+            usable[tokens["status"] == Status.FAILED] = Status.FAILED
+
         def read(start: int) -> tuple[list[MaskedCanvas | None], list[ItemOutcome]]:
-            return self._read(rows[start : start + size], start, source, masks, lenders)
+            return self._read(rows[start : start + size], start, source, {**masks, "status": usable}, lenders)
 
         began = time.perf_counter()
         for shown, outcomes in ahead(read, range(0, len(rows), size)):
             waited = time.perf_counter()
             ready = [c for c in shown if c is not None]
             if ready:
-                self._encode(ready, arrays)
                 at = [c.position for c in ready]
+                kept = None if tokens is None else {name: tokens[name][at] for name in ("tokens", "image")}
+                self._encode(ready, arrays, kept)
                 arrays["shape"][at] = masks["shape"][at]
             first = len(items)
-            items += [_judge(outcome, arrays, first + i) for i, outcome in enumerate(outcomes)]
+            items += [judge(outcome, arrays, first + i) for i, outcome in enumerate(outcomes)]
             seconds.update({"read": waited - began, "encode": time.perf_counter() - waited})
             began = time.perf_counter()
         arrays["status"] = status_array(items)
@@ -148,11 +154,11 @@ class Embeddings:
 
     @property
     def _needs_source(self) -> bool:
-        return self.settings.tokens or any(v != self.settings.compositing for v in self.settings.views)
+        return any(v != self.settings.compositing for v in self._passes)
 
     @property
-    def _needs_tokens(self) -> bool:
-        return self.settings.tokens or any(v in TOKEN_VIEWS for v in self.settings.views)
+    def _pooled(self) -> list[str]:
+        return [v for v in self.settings.views if v in TOKEN_VIEWS]
 
     def _read(
         self, batch: Sequence[ImageRow], start: int, source: ImageSource, masks: ChunkArrays, lenders: Sequence[int]
@@ -186,9 +192,11 @@ class Embeddings:
 
     @property
     def _passes(self) -> list[str]:
-        """Views that are encoded; `original` also where only its tokens are needed."""
-        views = [v for v in self.settings.views if v not in TOKEN_VIEWS]
-        return [*views, "original"] if self._needs_tokens and "original" not in views else [*views]
+        """Views that are encoded; `original` also where only its tokens are needed, but not where they are kept."""
+        views: list[str] = [v for v in self.settings.views if v not in TOKEN_VIEWS]
+        if self.settings.tokens:
+            return [v for v in views if v != "original"]
+        return [*views, "original"] if self._pooled and "original" not in views else views
 
     def _bias(self, shown: Sequence[MaskedCanvas]) -> Bias:
         """Less attention to what lies outside the masks."""
@@ -200,39 +208,30 @@ class Embeddings:
         outside = 1 - np.stack([c.token_weights("roi", s.resize, grid) for c in shown])
         return Bias(torch.from_numpy(-s.attention_bias * outside), s.attention_blocks)
 
-    def _encode(self, shown: Sequence[MaskedCanvas], arrays: dict[str, NDArray[Any]]) -> None:
-        """Fill the rows of one batch."""
+    def _encode(self, shown: Sequence[MaskedCanvas], arrays: dict[str, NDArray[Any]], kept: ChunkArrays | None) -> None:
+        """Fill the rows of one batch; `kept` are its tokens and original vectors, where they are kept."""
         s = self.settings
-        if self.model is None:
-            raise RuntimeError("load() comes before process()")
-        at = [c.position for c in shown]
         vectors: dict[str, NDArray[np.float32]] = {}
+        if kept is not None:
+            vectors["original"] = kept["image"]
+            self._pool(shown, kept["tokens"], vectors)
         for view in self._passes:
+            if self.model is None:
+                raise RuntimeError("load() comes before process()")
             images = [c.view(view, s.compositing)[c.box(view, s.resize).slices] for c in shown]
-            wanted = self._needs_tokens and view == "original"
+            wanted = kept is None and view == "original" and bool(self._pooled)
             more = {"bias": self._bias(shown)} if view == "attn-bias" else {}
             encoding = self.model.encode_image(images, s.features, tokens=wanted, **more)
             vectors[view] = np.asarray(encoding.vectors)
-            if encoding.tokens is None:
-                continue
-            tokens = np.asarray(encoding.tokens)
-            for name in set(TOKEN_VIEWS) & set(s.views):
-                weights = np.stack([c.token_weights(name, s.resize, encoding.grid) for c in shown])
-                vectors[name] = pool(tokens, weights, vectors[view])
-            if s.tokens:
-                arrays["tokens"][at] = unit(tokens)
-        arrays["image"][at] = np.stack([vectors[v] for v in s.views], axis=1)
+            if encoding.tokens is not None:
+                self._pool(shown, np.asarray(encoding.tokens), vectors)
+        arrays["image"][[c.position for c in shown]] = np.stack([vectors[v] for v in s.views], axis=1)
 
-
-def _judge(outcome: ItemOutcome, arrays: dict[str, NDArray[Any]], at: int) -> ItemOutcome:
-    """Turn an image whose vectors are no directions into a failed row that holds NaN."""
-    if outcome.status == Status.FAILED:
-        return outcome
-    lengths = np.linalg.norm(arrays["image"][at], axis=-1)
-    if (np.abs(lengths - 1) < UNIT_TOLERANCE).all() and all(np.isfinite(a[at]).all() for a in arrays.values()):
-        return outcome
-    for name, array in arrays.items():
-        if name != "status":
-            array[at] = np.nan
-    detail = "the model gave a vector that is not finite or has no length"
-    return ItemOutcome(outcome.row, outcome.image_id, Status.FAILED, "embedding.nonfinite", detail)
+    def _pool(
+        self, shown: Sequence[MaskedCanvas], tokens: NDArray[np.floating], vectors: dict[str, NDArray[np.float32]]
+    ) -> None:
+        """Add the pooled views to the vectors, which hold `original`."""
+        grid = token_grid(self.settings.model)
+        for name in self._pooled:
+            weights = np.stack([c.token_weights(name, self.settings.resize, grid) for c in shown])
+            vectors[name] = pool(tokens, weights, vectors["original"])

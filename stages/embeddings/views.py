@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from manifests.types import ItemOutcome, Status
 from stages.images import Placement, composite, content
 
 CONTROLS = ("inverted", "random-box", "shuffled")
@@ -141,6 +143,24 @@ def random_box(mask: NDArray[np.bool_], placement: Placement, seed: int) -> NDAr
     return out
 
 
+UNIT_TOLERANCE = 1e-3
+"""How far the length of a vector may be from 1."""
+
+
+def judge(outcome: ItemOutcome, arrays: Mapping[str, NDArray[Any]], at: int) -> ItemOutcome:
+    """Turn an image whose vectors are no directions into a failed row that holds NaN."""
+    if outcome.status == Status.FAILED:
+        return outcome
+    floats = [array for array in arrays.values() if array.dtype.kind == "f"]
+    lengths = np.linalg.norm(arrays["image"][at], axis=-1)
+    if (np.abs(lengths - 1) < UNIT_TOLERANCE).all() and all(np.isfinite(array[at]).all() for array in floats):
+        return outcome
+    for array in floats:
+        array[at] = np.nan
+    detail = "the model gave a vector that is not finite or has no length"
+    return ItemOutcome(outcome.row, outcome.image_id, Status.FAILED, "embedding.nonfinite", detail)
+
+
 def model_box(placement: Placement, canvas_px: int, resize: str) -> Placement:
     """Part of the canvas that is squashed to the model's square.
 
@@ -224,12 +244,12 @@ def _overlap(pixels: int, cells: int) -> NDArray[np.float32]:
     return share
 
 
-def pool(tokens: NDArray[np.float32], weights: NDArray[np.float32], whole: NDArray[np.float32]) -> NDArray[np.float32]:
+def pool(tokens: NDArray[np.floating], weights: NDArray[np.float32], whole: NDArray[np.float32]) -> NDArray[np.float32]:
     """Weighted mean of each image's tokens as a unit vector; the whole image's vector where no token has weight.
 
     Parameters
     ----------
-    tokens : ndarray of float32, (B, n, D)
+    tokens : ndarray of float, (B, n, D)
         Not normalised.
     weights : ndarray of float32, (B, n)
         Not negative; only their proportions count.
@@ -240,7 +260,7 @@ def pool(tokens: NDArray[np.float32], weights: NDArray[np.float32], whole: NDArr
     -------
     ndarray of float32, (B, D)
     """
-    pooled = unit(np.einsum("bnd,bn->bd", tokens, weights))
+    pooled = unit(np.einsum("bnd,bn->bd", tokens.astype(np.float32), weights))
     out: NDArray[np.float32] = np.where(weights.sum(axis=1, keepdims=True) > 0, pooled, whole)
     return out
 

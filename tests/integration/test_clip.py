@@ -26,8 +26,9 @@ from manifests.fingerprint import digest_file
 from manifests.readers import ImageSource
 from manifests.types import ImageRow, Split
 from stages.base import StageContext
-from stages.embeddings.settings import EmbeddingsSettings
+from stages.embeddings.settings import EmbeddingsSettings, TokensSettings
 from stages.embeddings.stage import Embeddings
+from stages.embeddings.tokens import Tokens
 from stages.images import Placement, composite
 from stages.masks.settings import MasksSettings
 from stages.masks.stage import Masks
@@ -301,8 +302,8 @@ def test_identity_and_outputs_need_no_torch() -> None:
 
 
 def test_declared_outputs_are_what_the_model_gives(lite0: ClipModel) -> None:
-    stage = Embeddings(EmbeddingsSettings(tokens=True), StageContext())
-    image, _, tokens, _ = stage.outputs()
+    stage = Embeddings(EmbeddingsSettings(), StageContext())
+    image, tokens = stage.outputs()[0], Tokens(TokensSettings(), StageContext()).outputs()[0]
     encoding = lite0.encode_image(IMAGES[:1], "trunk", tokens=True)
     assert encoding.tokens is not None
     assert (encoding.vectors.shape[1], tuple(encoding.tokens.shape[1:])) == (image.item_shape[1], tokens.item_shape)

@@ -15,8 +15,10 @@ from manifests.errors import ReadError, StoreError
 from manifests.types import ImageRow, Split, Status, UnitResult
 from stages.base import StageContext
 from stages.embeddings import stage as module
-from stages.embeddings.settings import EmbeddingsSettings
+from stages.embeddings import tokens as tokens_module
+from stages.embeddings.settings import EmbeddingsSettings, TokensSettings
 from stages.embeddings.stage import Embeddings
+from stages.embeddings.tokens import Tokens
 from stages.embeddings.views import cell_coverage, donors, model_box, random_box, token_weights
 from stages.images import Placement, composite, content, letterbox, place
 from stages.models.card import architecture_config, check_same_card, feature_dims
@@ -72,9 +74,10 @@ class FakeWeights:
 
 @pytest.fixture(autouse=True)
 def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "feature_dims", lambda _name: {"trunk": 4, "projected": 2})
-    monkeypatch.setattr(module, "token_grid", lambda _name: GRID)
-    monkeypatch.setattr(module, "WeightsFolder", FakeWeights)
+    for patched in (module, tokens_module):
+        monkeypatch.setattr(patched, "feature_dims", lambda _name: {"trunk": 4, "projected": 2})
+        monkeypatch.setattr(patched, "token_grid", lambda _name: GRID)
+        monkeypatch.setattr(patched, "WeightsFolder", FakeWeights)
 
 
 def rows(n: int) -> list[ImageRow]:
@@ -130,9 +133,9 @@ def test_view_in_another_compositing_is_composed_anew(stored: str | None) -> Non
     np.testing.assert_array_equal(model.seen[0], composite(CANVAS, LEFT, "masked", PLACEMENT))
 
 
-def test_roi_ring_tokens_and_original_share_one_pass() -> None:
+def test_roi_ring_and_original_share_one_pass() -> None:
     model = FakeModel()
-    embed(masks(3), model=model, views=("roi", "ring", "original"), tokens=True)
+    embed(masks(3), model=model, views=("roi", "ring", "original"))
     assert model.passes == [(2, True), (1, True)]
 
 
@@ -293,18 +296,65 @@ def test_vector_without_direction_is_a_failed_row(bad: float) -> None:
     assert np.isnan(result.arrays["image"][0]).all()
 
 
-def test_tokens_are_unit_vectors_in_half_precision() -> None:
-    tokens = embed(masks(2), tokens=True).arrays["tokens"]
-    assert (tokens.shape, tokens.dtype) == ((2, 4, 4), np.float16)
-    np.testing.assert_allclose(np.linalg.norm(tokens.astype(np.float32), axis=-1), 1, atol=1e-3)
+def kept_tokens(n: int, source: Any = None, resize: str = "letterbox") -> UnitResult:
+    stage = Tokens(TokensSettings(canvas_px=S, resize=resize), StageContext(batch_items=2))  # type: ignore[arg-type]
+    stage.model = FakeModel()  # type: ignore[assignment]
+    return stage.process(rows(n), source or FakeSource(), {})
+
+
+@pytest.mark.parametrize("resize", ["letterbox", "squash"])
+def test_kept_tokens_give_the_same_vectors_without_model_or_source(resize: str) -> None:
+    views = ("original", "roi", "ring", "roi-random-box")
+    expected = embed(masks(3), views=views, resize=resize)
+    settings = EmbeddingsSettings(canvas_px=S, views=views, resize=resize, tokens=True)  # type: ignore[arg-type]
+    stage = Embeddings(settings, StageContext(upstream={"masks": "", "tokens": ""}, batch_items=2))
+    stage.load("cpu")
+    upstream = {"masks": masks(3), "tokens": dict(kept_tokens(3, resize=resize).arrays)}
+    source = FakeSource(ReadError("file.missing"))
+    found = stage.process(rows(3), source, upstream)  # type: ignore[arg-type]
+    np.testing.assert_allclose(found.arrays["image"], expected.arrays["image"], atol=1e-3)
+    np.testing.assert_array_equal(found.arrays["image"][:, 0], expected.arrays["image"][:, 0])
+    assert (source.reads, stage.model) == (0, None)
+
+
+def test_views_that_are_no_pooling_are_encoded_beside_kept_tokens() -> None:
+    settings = EmbeddingsSettings(canvas_px=S, views=("original", "crop", "roi"), tokens=True)
+    stage, model = Embeddings(settings, StageContext(upstream={"masks": "", "tokens": ""})), FakeModel()
+    stage.model = model  # type: ignore[assignment]
+    upstream = {"masks": masks(2), "tokens": dict(kept_tokens(2).arrays)}
+    stage.process(rows(2), FakeSource(), upstream)  # type: ignore[arg-type]
+    assert model.passes == [(2, False)]
+
+
+def test_image_whose_tokens_failed_is_a_failed_row() -> None:
+    tokens = kept_tokens(2)
+    tokens.arrays["status"][0] = Status.FAILED
+    stage = Embeddings(
+        EmbeddingsSettings(canvas_px=S, views=("roi",), tokens=True), StageContext(upstream={"masks": "", "tokens": ""})
+    )
+    result = stage.process(rows(2), FakeSource(), {"masks": masks(2), "tokens": tokens.arrays})  # type: ignore[arg-type]
+    assert [i.reason for i in result.items] == ["upstream.failed", ""]
+    assert np.isnan(result.arrays["image"][0]).all()
+
+
+def test_tokens_are_the_models_own_in_half_precision() -> None:
+    result = kept_tokens(3)
+    assert (result.arrays["tokens"].shape, result.arrays["tokens"].dtype) == ((3, 4, 4), np.float16)
+    np.testing.assert_allclose(result.arrays["tokens"][0], FakeModel().cells(CANVAS), rtol=1e-3)
+    np.testing.assert_allclose(result.arrays["image"][0], colour(CANVAS), rtol=1e-6)
+    failed = kept_tokens(1, FakeSource(ReadError("decode.truncated")))
+    assert failed.items[0].reason == "decode.truncated"
+    assert np.isnan(failed.arrays["tokens"]).all()
 
 
 def test_outputs_are_what_process_returns() -> None:
-    settings = EmbeddingsSettings(canvas_px=S, tokens=True)
-    specs = Embeddings(settings, StageContext()).outputs()
-    arrays = embed(masks(2), tokens=True).arrays
-    assert [s.name for s in specs] == ["image", "shape", "tokens", "status"]
-    assert all(arrays[s.name].shape == (2, *s.item_shape) and arrays[s.name].dtype == s.dtype for s in specs)
+    for stage, arrays in (
+        (Embeddings(EmbeddingsSettings(canvas_px=S), StageContext()), embed(masks(2)).arrays),
+        (Tokens(TokensSettings(canvas_px=S), StageContext()), kept_tokens(2).arrays),
+    ):
+        specs = stage.outputs()
+        assert {s.name for s in specs} == arrays.keys()
+        assert all(arrays[s.name].shape == (2, *s.item_shape) and arrays[s.name].dtype == s.dtype for s in specs)
 
 
 def test_mask_of_another_canvas_is_refused() -> None:
