@@ -127,8 +127,8 @@ class Embeddings:
         items: list[ItemOutcome] = []
         seconds: Counter[str] = Counter()
         size = self.context.batch_items
-        lenders = donors([row.group_id for row in rows], masks["status"] == Status.OK)
-
+        shuffled = any("shuffled" in view for view in self.settings.views)
+        lenders = donors([row.group_id for row in rows], masks["status"] == Status.OK) if shuffled else []
         usable = masks["status"].copy()
         if tokens is not None:
             usable[tokens["status"] == Status.FAILED] = Status.FAILED
@@ -175,9 +175,10 @@ class Embeddings:
                 if found != placement:
                     raise ReadError("placement.changed", f"mask made for {placement}, image now at {found}")
             mask = masks["mask"][at]
-            lender = lenders[at]
-            lent = masks["mask"][lender] if lender != at else mask[::-1, ::-1]
-            donated = fit_mask(lent, Placement.of(masks["placement"][lender]), placement)
+            donated: NDArray[np.bool_] | None = None
+            if lenders:
+                lent = masks["mask"][lenders[at]] if lenders[at] != at else mask[::-1, ::-1]
+                donated = fit_mask(lent, Placement.of(masks["placement"][lenders[at]]), placement)
             if masks["status"][at] == Status.FALLBACK or not mask.any():
                 mask = donated = content(placement, self.settings.canvas_px)
             shown = masks["masked_image"][at]

@@ -32,8 +32,8 @@ class MaskedCanvas:
     mask: NDArray[np.bool_]
     """(S, S); the whole image where its own mask was not usable."""
     placement: Placement
-    donated: NDArray[np.bool_]
-    """Mask of another image, fitted to this one, (S, S): that of `shuffled`."""
+    donated: NDArray[np.bool_] | None = None
+    """Mask of another image, fitted to this one, (S, S): that of `shuffled`; None where no view shows it."""
     seed: int = 0
     """Of the place of `random-box`; the image's own, so that it does not change with the chunk."""
 
@@ -59,11 +59,14 @@ class MaskedCanvas:
     def control(self, name: str) -> NDArray[np.bool_]:
         """The wrong mask of a control, (S, S); the whole image where it would be empty."""
         whole = content(self.placement, len(self.mask))
-        wrong = {
-            "inverted": lambda: whole & ~self.mask,
-            "random-box": lambda: random_box(self.mask & whole, self.placement, self.seed),
-            "shuffled": lambda: self.donated & whole,
-        }[name]()
+        if name == "inverted":
+            wrong = whole & ~self.mask
+        elif name == "random-box":
+            wrong = random_box(self.mask & whole, self.placement, self.seed)
+        elif self.donated is not None:
+            wrong = self.donated & whole
+        else:
+            raise ValueError(f"view {name!r} needs the mask of another image")
         return wrong if wrong.any() else whole
 
     def token_weights(self, name: str, resize: str, grid: tuple[int, int]) -> NDArray[np.float32]:
