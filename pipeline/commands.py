@@ -223,15 +223,16 @@ def do_report(workspace: Workspace, *, quiet: bool = False) -> Path:
 
 def _print_scores(data: ReportData) -> None:
     from stages.report.notes import warnings_of
-    from stages.report.tables import n_flagged, summary_table
+    from stages.report.tables import by_kind, n_flagged, summary_table
 
     flagged = n_flagged(data.scores)
     say(["Test accuracy in percent: mean ± sd over seeds (correct/all answers, pooled)"])
     for unflagged in (False, True) if flagged else (False,):
         if unflagged:
             say(["", f"The same without the {flagged} flagged test images, which also occur in training"])
-        table = summary_table(data.scores, unflagged=unflagged)
-        print_table([str(c) for c in table.columns], [tuple(row) for row in table.itertuples(index=False)])
+        for scores in by_kind(data.scores):
+            table = summary_table(scores, unflagged=unflagged)
+            print_table([str(c) for c in table.columns], [tuple(row) for row in table.itertuples(index=False)])
     if cautions := len(warnings_of(data)):
         say([f"Cautions: {cautions}; they stand at the top of the report."])
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stages.images import OVERLAY_COLOUR, letterbox, outline
-from stages.report.tables import amount, amounts
+from stages.report.tables import amount, amounts, by_kind
 
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's palette (jfly.uni-koeln.de/color), told apart by every common kind of colour vision."""
@@ -24,6 +24,8 @@ WITHOUT_MASK: Final = {"original": ("#000000", "s", "-"), "constant": ("#777777"
 """Colour, marker and line of the methods that see no mask."""
 MARKERS: Final = {"medfocus": ("o", "-"), "masked": ("^", "--")}
 """Marker and line by method; the colour is the mask's."""
+MOST_LINES: Final = 9
+"""Methods in a figure."""
 MORE_MARKERS: Final = ("o", "^", "D", "v", "P", "X", "<", ">")
 """Markers by method where there is one mask policy."""
 THUMBNAIL_PX: Final = 176
@@ -45,23 +47,29 @@ def learning_curve(summary: pd.DataFrame) -> Figure:
     Figure
         With an Agg canvas; no window, no pyplot.
     """
-    by_share = summary["training"].map(amount).str[0]
-    panels = {
-        "training images a class (logarithmic)": summary[~by_share],
-        "share of the training data (logarithmic)": summary[by_share],
-    }
-    panels = {text: points for text, points in panels.items() if len(points)}
+    summary = summary[summary["method"].isin(drawn(summary))]
+    panels = by_kind(summary)
     figure = Figure(figsize=(3.4 + 4.6 * len(panels), 4.8), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (text, points) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    for axes, points in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _draw_curves(axes, summary, points)
-        axes.set_xlabel(text)
+        share, _ = amount(points["training"].iloc[0])
+        axes.set_xlabel(f"{'share of the training data' if share else 'training images a class'} (logarithmic)")
     first = figure.axes[0]
     first.set_ylabel("test accuracy in %: mean, band ± 1 sd over seeds")
     for axes in figure.axes[1:]:
         axes.sharey(first)
     figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure
+
+
+def drawn(summary: pd.DataFrame) -> list[str]:
+    """Methods that the curve shows: at most `MOST_LINES`, the rest would hide each other."""
+    methods = list(dict.fromkeys(summary["method"]))
+    always = [m for m in ("medfocus", *WITHOUT_MASK) if m in methods]
+    means = summary.groupby("method")["accuracy_mean"].mean()
+    best = sorted(set(methods) - set(always), key=lambda m: (-means[m], m))[: MOST_LINES - len(always)]
+    return [m for m in methods if m in {*always, *best}]
 
 
 def _draw_curves(axes: Axes, summary: pd.DataFrame, points: pd.DataFrame) -> None:

@@ -89,21 +89,23 @@ def render(data: ReportData, summary: pd.DataFrame, compared: pd.DataFrame, curv
     str
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    methods = list(dict.fromkeys(summary["method"]))
     template = environment.from_string((files("stages.report") / "page.html").read_text("utf-8"))
     return template.render(
         data=data,
         warnings=notes.warnings_of(data),
-        headline=tables.headline(summary),
-        unflagged=tables.headline(summary, unflagged=True) if tables.n_flagged(data.scores) else None,
+        headline=[tables.headline(part) for part in tables.by_kind(summary)],
+        unflagged=[tables.headline(part, unflagged=True) for part in tables.by_kind(summary)],
         n_flagged=tables.n_flagged(data.scores),
         measures=tables.other_measures(summary),
-        comparison=comparison_table(compared) if len(compared) else None,
+        comparison=[comparison_table(part) for part in tables.by_kind(compared)],
         unflagged_comparison=_without_flagged(data.answers),
         reference=REFERENCE,
         published=published_table(data.published) if data.published != "none" else None,
         seeds=tables.each_seed(data.scores),
+        not_drawn=len(methods) - len(figures.drawn(summary)),
         curve=figures.data_uri(curve_svg, "image/svg+xml"),
-        methods=[(m, tables.description(m)) for m in dict.fromkeys(summary["method"])],
+        methods=[(m, tables.description(m)) for m in methods],
         masks=tables.mask_table(data.ledger),
         failures=tables.plain(data.failures, FAILURE_COLUMNS, names=3) if len(data.failures) else None,
         drops=tables.plain(pd.DataFrame(data.drops, columns=DROP_COLUMNS), DROP_COLUMNS, names=1),
@@ -114,11 +116,12 @@ def render(data: ReportData, summary: pd.DataFrame, compared: pd.DataFrame, curv
     )
 
 
-def _without_flagged(answers: pd.DataFrame) -> tables.Table | None:
-    """The comparison on unflagged test images alone; None where none is flagged or none is left."""
+def _without_flagged(answers: pd.DataFrame) -> list[tables.Table]:
+    """The comparison on unflagged test images alone; empty where none is flagged or none is left."""
     clean = answers[~answers["flagged"]]
-    compared = compare(clean) if 0 < len(clean) < len(answers) else None
-    return comparison_table(compared) if compared is not None and len(compared) else None
+    if not 0 < len(clean) < len(answers):
+        return []
+    return [comparison_table(part) for part in tables.by_kind(compare(clean))]
 
 
 def _card(card: Mapping[str, Any]) -> dict[str, Any]:

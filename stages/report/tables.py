@@ -69,6 +69,12 @@ def amounts(frame: pd.DataFrame) -> list[str]:
     return sorted(frame["training"].unique(), key=amount)
 
 
+def by_kind(frame: pd.DataFrame) -> list[pd.DataFrame]:
+    """Rows with shots, then rows with shares of the training data; only what there is."""
+    share = frame["training"].map(lambda training: amount(training)[0]).astype(bool)
+    return [part for part in (frame[~share], frame[share]) if len(part)]
+
+
 def description(method: str) -> str:
     """What a method is, in words."""
     if method in METHODS:

@@ -16,10 +16,10 @@ from PIL import Image
 from manifests.errors import StoreError
 from stages.report.comparison import compare
 from stages.report.data import FAILURE_COLUMNS, GalleryItem, ReportData
-from stages.report.figures import THUMBNAIL_PX, figure_bytes, learning_curve, outlined
+from stages.report.figures import THUMBNAIL_PX, drawn, figure_bytes, learning_curve, outlined
 from stages.report.notes import warnings_of
 from stages.report.page import render, write_report
-from stages.report.tables import each_seed, headline, n_flagged, summarise, summary_table
+from stages.report.tables import by_kind, each_seed, headline, n_flagged, summarise, summary_table
 from stages.scores import wilson
 
 
@@ -124,15 +124,28 @@ def test_terminal_table_shows_percent_spread_and_counts() -> None:
     assert table.iloc[0].tolist() == ["medfocus", "union", "55.0 ± 5.0 (33/60)", "80.0 ± 5.0 (48/60)"]
 
 
-def test_shots_stand_before_shares_and_get_a_panel_of_their_own() -> None:
+def test_shots_and_shares_are_tables_and_panels_of_their_own() -> None:
     shots = study().assign(training=lambda f: f["training"].map({"10 %": "2-shot", "100 %": "16-shot"}))
-    summary = summarise(pd.concat([study(), shots], ignore_index=True))
-    header = [entry.text for entry in headline(summary).header]
-    assert header == ["method", "mask", "2-shot", "16-shot", "10 %", "100 %"]
-    figure = learning_curve(summary)
+    scores = pd.concat([study(), shots], ignore_index=True)
+    headers = [[entry.text for entry in headline(part).header] for part in by_kind(summarise(scores))]
+    assert headers == [["method", "mask", "2-shot", "16-shot"], ["method", "mask", "10 %", "100 %"]]
+    figure = learning_curve(summarise(scores))
     ticks = [[label.get_text() for label in axes.get_xticklabels()] for axes in figure.axes]
     assert ticks == [["2", "16"], ["10 %", "100 %"]]
     assert [len(axes.lines) for axes in figure.axes] == [3, 3]
+    html = page(scores=scores)
+    assert html.count(">2-shot<") > 0
+    assert html.index(">16-shot<") < html.index(">10 %<")
+
+
+def test_curve_of_many_methods_shows_the_best_and_says_so() -> None:
+    more = [fit("union", f"view-{n:02}", f, s, n) for n in range(12) for f in (0.1, 1.0) for s in (0, 1, 2)]
+    scores = pd.concat([study(), pd.DataFrame(more)], ignore_index=True)
+    shown = drawn(summarise(scores))
+    assert shown == ["medfocus", "original", *(f"view-{n:02}" for n in range(6, 12)), "constant"]
+    assert len(learning_curve(summarise(scores)).axes[0].lines) == len(shown)
+    assert "6 of 15 methods are not drawn" in page(scores=scores)
+    assert "are not drawn" not in page()
 
 
 def test_paper_stands_beside_and_its_impossible_value_is_marked() -> None:
