@@ -230,7 +230,8 @@ def _print_scores(data: ReportData) -> None:
     for unflagged in (False, True) if flagged else (False,):
         if unflagged:
             say(["", f"The same without the {flagged} flagged test images, which also occur in training"])
-        for scores in by_kind(data.scores):
+        for number, scores in enumerate(by_kind(data.scores)):
+            say([""] * number)
             table = summary_table(scores, unflagged=unflagged)
             print_table([str(c) for c in table.columns], [tuple(row) for row in table.itertuples(index=False)])
     if cautions := len(warnings_of(data)):

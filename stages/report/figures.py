@@ -51,14 +51,11 @@ def learning_curve(summary: pd.DataFrame) -> Figure:
     panels = by_kind(summary)
     figure = Figure(figsize=(3.4 + 4.6 * len(panels), 4.8), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, points in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    for axes, points in zip(figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, strict=True):
         _draw_curves(axes, summary, points)
         share, _ = amount(points["training"].iloc[0])
         axes.set_xlabel(f"{'share of the training data' if share else 'training images a class'} (logarithmic)")
-    first = figure.axes[0]
-    first.set_ylabel("test accuracy in %: mean, band ± 1 sd over seeds")
-    for axes in figure.axes[1:]:
-        axes.sharey(first)
+    figure.axes[0].set_ylabel("test accuracy in %: mean, band ± 1 sd over seeds")
     figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure
 

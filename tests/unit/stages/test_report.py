@@ -133,6 +133,8 @@ def test_shots_and_shares_are_tables_and_panels_of_their_own() -> None:
     ticks = [[label.get_text() for label in axes.get_xticklabels()] for axes in figure.axes]
     assert ticks == [["2", "16"], ["10 %", "100 %"]]
     assert [len(axes.lines) for axes in figure.axes] == [3, 3]
+    for axes in figure.axes:
+        assert axes.get_ylim()[0] < 40 < 80 < axes.get_ylim()[1]
     html = page(scores=scores)
     assert html.count(">2-shot<") > 0
     assert html.index(">16-shot<") < html.index(">10 %<")
