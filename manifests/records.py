@@ -89,6 +89,8 @@ def load_record(root: Path, unit: str) -> Commit | None:
         for _ in range(LOOKS):
             try:
                 return parse_record(paths.record(unit).read_bytes(), name)
+            except NotADirectoryError:
+                raise DamagedError(f"{name} is a file and no folder.", REPAIR) from None
             except FileNotFoundError:
                 if not paths.commit(unit).exists():
                     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,19 @@ def test_gone_data_folder_is_found_though_the_first_record_is_damaged(store: Sta
     found = verify(store.root)
     assert [d.path for d in found[:2]] == ["data.zarr/zarr.json", "commits/000000/commit.json"]
     assert len(found) == 6
+
+
+def test_file_in_the_place_of_a_commit_is_damage_and_gives_way(store: StageStore) -> None:
+    chunk = chunks_of(store)[0]
+    publish_chunk(store, chunk, result(chunk, 7))
+    shutil.rmtree(UnitPaths(store.root).commit("000000"))
+    UnitPaths(store.root).commit("000000").write_text("what?")
+    (damage,) = verify(store.root)
+    assert (damage.unit, damage.path) == ("000000", "commits/000000/commit.json")
+    assert "is a file and no folder" in damage.problem
+    retire(store.root, "000000")
+    assert publish_chunk(store, chunk, result(chunk, 7))
+    assert verify(store.root) == []
 
 
 def test_store_of_zarr_2_is_one_damage(tmp_path: Path) -> None:
