@@ -37,8 +37,8 @@ class Chain:
         self.results: dict[str, UnitResult] = {}
 
     def stage(self, name: str) -> MapStage:
-        key = name if name == "proposals" else f"{name}[union]"
-        return self.workspace.map_stage(self.workspace.nodes[key])
+        nodes = self.workspace.nodes
+        return self.workspace.map_stage(nodes[name] if name in nodes else nodes[f"{name}[union]"])
 
     def upstream(self, name: str) -> Mapping[str, ChunkArrays]:
         return {below: self.result(below).arrays for below in self.stage(name).inputs}
@@ -58,7 +58,7 @@ class Chain:
 def chain(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     paths = DatasetPaths(tmp_path_factory.mktemp("contract") / "phantoms")
     ingest(paths, phantom_folder, IngestOptions(dataset="phantoms", labels=phantom_folder / "labels.csv"))
-    workspace = Workspace(paths, load_config(overrides=["proposals.points_per_side=2"]))
+    workspace = Workspace(paths, load_config(overrides=["proposals.points_per_side=2", "embeddings.tokens=true"]))
     rows = list(workspace.rows("drop-001")[:N_ROWS])
     rows[BAD] = replace(rows[BAD], path="absent.png")
     return Chain(workspace, tuple(rows))
@@ -129,8 +129,10 @@ def test_planning_needs_no_torch() -> None:
     script = (
         "import sys; from stages import stage_class; from stages.base import StageContext; "
         "from pipeline.config import load_config; c = load_config(); "
-        "n = {s: stage_class(s)(getattr(c, s), StageContext({'proposals': 'a', 'masks': 'b'})) for s in "
-        f"{MAP_STAGES!r}}}; [s.identity() and s.outputs() for s in n.values()]; print('torch' in sys.modules)"
+        "settings = {s: c.embeddings.of_tokens() if s == 'tokens' else getattr(c, s) for s in "
+        f"{MAP_STAGES!r}}}; context = StageContext({{'proposals': 'a', 'masks': 'b'}}); "
+        "n = {s: stage_class(s)(table, context) for s, table in settings.items()}; "
+        "[s.identity() and s.outputs() for s in n.values()]; print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False, capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr
