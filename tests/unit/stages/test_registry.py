@@ -7,12 +7,13 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from manifests.errors import WeightsError
 from manifests.fingerprint import digest_file
-from stages.models.registry import MODELS, entry, names
+from stages.models.registry import MODELS, Kind, entry, names
 from stages.models.verified import SHIPPED
 
 
@@ -23,7 +24,7 @@ def test_names_are_unique_and_safe_as_file_names() -> None:
 
 
 def test_every_model_has_the_kind_under_which_it_is_listed() -> None:
-    listed = [name for kind in ("sam", "sam2", "open_clip") for name in names(kind)]
+    listed = [name for kind in get_args(Kind) for name in names(kind)]
     assert sorted(listed) == sorted(m.name for m in MODELS)
 
 
