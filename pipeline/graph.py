@@ -119,7 +119,8 @@ def select(nodes: tuple[Node, ...], stage: str) -> tuple[Node, ...]:
     served = GROUPS.get(stage, (stage,))
     wanted = {n.key for n in nodes if ("baselines" if n.backbone else n.stage) in served}
     if not wanted:
-        raise UsageError(f"This configuration has no stage {stage!r}.", "Its mask policies need no proposals.")
+        why = "Set embeddings.tokens = true." if stage == "tokens" else "Its mask policies need no proposals."
+        raise UsageError(f"This configuration has no stage {stage!r}.", why)
     for node in reversed(nodes):
         if node.key in wanted:
             wanted.update(node.inputs.values())

@@ -27,6 +27,22 @@ def test_supplied_masks_need_no_proposals() -> None:
         keys("proposals", "masks.policy=supplied")
 
 
+def test_tokens_are_one_node_for_all_policies() -> None:
+    with pytest.raises(UsageError, match="no stage 'tokens'.*embeddings.tokens"):
+        keys("tokens")
+    kept = ("embeddings.tokens=true", 'masks.compare=["none"]')
+    assert keys("tokens", *kept) == ["tokens"]
+    nodes = {n.key: n.inputs for n in build_graph(load_config(overrides=kept))}
+    assert nodes["embeddings[none]"] == {"masks": "masks[none]", "tokens": "tokens"}
+    assert nodes["probes[union]"]["tokens"] == "tokens"
+
+
+def test_backbones_belong_to_the_baselines_alone() -> None:
+    chosen = 'baselines.backbones=["resnet50-untrained"]'
+    assert "probes[resnet50-untrained]" in keys("baselines", chosen)
+    assert not [key for stage in ("two", "all", "probes") for key in keys(stage, chosen) if "resnet50" in key]
+
+
 def test_inputs_come_before_what_needs_them() -> None:
     nodes = build_graph(load_config(overrides=['masks.compare=["supplied", "none"]']))
     place = {node.key: i for i, node in enumerate(nodes)}
