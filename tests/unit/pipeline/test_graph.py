@@ -28,7 +28,7 @@ def test_supplied_masks_need_no_proposals() -> None:
 
 
 def test_tokens_are_one_node_for_all_policies() -> None:
-    with pytest.raises(UsageError, match="no stage 'tokens'.*embeddings.tokens"):
+    with pytest.raises(UsageError, match=r"no stage 'tokens'.*embeddings\.tokens"):
         keys("tokens")
     kept = ("embeddings.tokens=true", 'masks.compare=["none"]')
     assert keys("tokens", *kept) == ["tokens"]
