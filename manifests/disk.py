@@ -11,6 +11,8 @@ from pathlib import Path
 
 from manifests.errors import StoreError
 
+PARTIAL = ".partial"
+"""End of the name of a file that is being written beside the one that it is to replace."""
 ADVICE = {
     errno.ENOSPC: "Free space there and run again: what was committed is unharmed.",
     errno.EDQUOT: "Free some of your quota and run again: what was committed is unharmed.",
@@ -111,7 +113,7 @@ def write_atomic(path: Path, text: str) -> None:
     StoreError
         If the disk is full, read-only, forbidden or failing; the old file stands.
     """
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     with disk_errors(f"write {place(path)}", path.parent):
         try:
             write_synced(partial, text.encode("utf-8"))

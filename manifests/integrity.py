@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 import uuid
@@ -21,6 +22,9 @@ from manifests.records import REPAIR, Commit
 from manifests.store import StageStore, group_files, metadata_problems
 from manifests.types import ArraySpec
 from manifests.units import committed_units, read_commit
+
+STORE_FOLDERS = ("commits", "data.zarr", "retired", "staging")
+"""Folders of a store: `gc` sees to staging, the others hold too many files to look through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +206,39 @@ def gc(root: Path, older_than_s: float, *, dry_run: bool) -> list[Path]:
                 disk.checkpoint("doomed")
                 shutil.rmtree(doomed) if doomed.is_dir() else doomed.unlink()
     return old
+
+
+def gc_partials(folder: Path, older_than_s: float, *, dry_run: bool) -> list[Path]:
+    """Delete half-written files that killed processes left beside what they were to replace.
+
+    Parameters
+    ----------
+    folder : Path
+        Everything below is looked at, but for the stores' own folders.
+    older_than_s : float
+        Keep what is younger, in seconds: it may still be being written.
+    dry_run : bool
+        Delete nothing.
+
+    Returns
+    -------
+    list[Path]
+        Files that were, or would be, deleted.
+
+    Raises
+    ------
+    StoreError
+        If the disk is read-only, forbidden or failing.
+    """
+    found: list[Path] = []
+    with disk.disk_errors(f"delete below {disk.place(folder)}", folder):
+        for here, folders, files in os.walk(folder):
+            folders[:] = [name for name in folders if name not in STORE_FOLDERS]
+            partials = [Path(here, name) for name in files if name.startswith(".") and name.endswith(disk.PARTIAL)]
+            found += [file for file in partials if time.time() - _last_change(file) > older_than_s]
+        for file in [] if dry_run else found:
+            file.unlink(missing_ok=True)
+    return sorted(found)
 
 
 def _folders(staging: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from manifests.commits import Commit, read_commit, retire
 from manifests.errors import DamagedError, ExitCode, StoreError, UsageError
-from manifests.integrity import gc, restore_metadata, verify
+from manifests.integrity import gc, gc_partials, restore_metadata, verify
 from manifests.layout import DatasetPaths
 from manifests.readers import REASONS
 from manifests.store import make_folders
@@ -190,7 +190,7 @@ def _causes(commit: Commit, drop_id: str, above: Mapping[Image, str]) -> Iterato
 
 
 def do_gc(paths: DatasetPaths, older_than_s: float, *, delete: bool, as_json: bool) -> int:
-    """List what killed processes left in the stores' staging folders, or delete it; return the exit code.
+    """List what killed processes left in staging folders and half-written files, or delete it; return the exit code.
 
     Parameters
     ----------
@@ -209,9 +209,10 @@ def do_gc(paths: DatasetPaths, older_than_s: float, *, delete: bool, as_json: bo
         Exit code.
     """
     old = [folder for root in store_roots(paths) for folder in gc(root, older_than_s, dry_run=not delete)]
-    names = [folder.relative_to(paths.root).as_posix() for folder in old]
+    old += gc_partials(paths.root, older_than_s, dry_run=not delete)
+    names = [left.relative_to(paths.root).as_posix() for left in old]
     if as_json:
-        print_json({"deleted": delete, "folders": names})
+        print_json({"deleted": delete, "leftovers": names})
         return int(ExitCode.DONE)
     say(names)
     what = f"{len(names)} leftovers older than {older_than_s / DAY_S:g} days"

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
-from manifests.disk import disk_errors, make_private, place, write_atomic, write_synced
+from manifests.disk import PARTIAL, disk_errors, make_private, place, write_atomic, write_synced
 from manifests.fingerprint import digest_bytes, digest_json
 from stages.report import figures, notes, tables
 from stages.report.comparison import REFERENCE, compare, comparison_table
@@ -157,7 +157,7 @@ def _picture(item: GalleryItem) -> dict[str, Any]:
 
 def _replace(path: Path, data: bytes) -> None:
     """Replace a file so that every reader sees the old or the new one, whole."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     with disk_errors(f"write {place(path)}", path.parent):
         try:
             write_synced(partial, data)

@@ -151,7 +151,10 @@ def test_gc_lists_old_leftovers_and_deletes_them_when_asked(study: Study) -> Non
     for folder in (old, young):
         folder.mkdir()
         (folder / "shard").write_bytes(b"1")
-    for path in (old / "shard", old):
+    torn, fresh = (study.dataset / "drops" / f".locations.json.{name}.partial" for name in ("0ld", "new"))
+    torn.write_text("{")
+    fresh.write_text("{")
+    for path in (old / "shard", old, torn):
         os.utime(path, (time.time() - 8 * 86400,) * 2)
     code, said = mend(study, "gc")
     assert (code, old.is_dir(), "000001-old" in said, "000002-young" in said) == (0, True, True, False)
@@ -159,3 +162,4 @@ def test_gc_lists_old_leftovers_and_deletes_them_when_asked(study: Study) -> Non
     assert old.is_dir()
     assert mend(study, "gc", "--delete")[0] == 0
     assert [path.name for path in staging.iterdir()] == ["000002-young"]
+    assert (torn.exists(), fresh.exists()) == (False, True)
