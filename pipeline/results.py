@@ -89,14 +89,15 @@ def answer_table(workspace: Workspace, committed: Committed) -> pd.DataFrame:
         node = workspace.nodes[key]
         for cell, commit in cells.items():
             file = io.BytesIO(read_artifact(workspace, node, commit, "predictions.csv"))
-            told = pd.read_csv(file, usecols=["image_id", "label", "predicted", "flagged"], dtype=str, na_filter=False)
+            columns = ["image_id", "drop", "row", "label", "predicted", "flagged"]
+            told = pd.read_csv(file, usecols=columns, dtype=str, na_filter=False)
             frame = pd.DataFrame(
                 {
                     "mask": node.policy if _sees_masks(workspace, node, cell.method) else "",
                     "method": _shown(node, cell.method),
                     "training": cell.training,
                     "seed": cell.seed,
-                    "image_id": told["image_id"],
+                    "image": told["drop"] + "/" + told["row"],
                     "group": told["image_id"].map(groups),
                     "flagged": told["flagged"] == "1",
                     "correct": told["predicted"] == told["label"],

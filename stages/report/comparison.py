@@ -91,7 +91,7 @@ def _by_image(cells: pd.DataFrame, images: pd.Index) -> dict[int, NDArray[np.flo
     """Whether each image was right, 0 or 1, by seed; seeds whose test images are others are left out."""
     found = {}
     for seed in cells["seed"].unique().tolist():
-        right = cells[cells["seed"] == seed].set_index("image_id")["correct"]
+        right = cells[cells["seed"] == seed].set_index("image")["correct"]
         if len(right) == len(images) and images.isin(right.index).all():
             found[seed] = right.loc[images].to_numpy(np.float64)
     return found
@@ -103,7 +103,7 @@ def _resamples(baseline: pd.DataFrame) -> tuple[NDArray[np.float64], pd.Index]:
     codes, groups = pd.factorize(first["group"])
     random = np.random.default_rng(0)
     drawn = random.multinomial(len(groups), np.full(len(groups), 1 / len(groups)), size=RESAMPLES)
-    return drawn[:, codes].astype(np.float64), pd.Index(first["image_id"])
+    return drawn[:, codes].astype(np.float64), pd.Index(first["image"])
 
 
 def _weighted(weights: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -29,7 +29,8 @@ SCORE_COLUMNS: Final = (
     "n_test_unflagged",
     "correct_unflagged",
 )
-ANSWER_COLUMNS: Final = ("mask", "method", "training", "seed", "image_id", "group", "flagged", "correct")
+ANSWER_COLUMNS: Final = ("mask", "method", "training", "seed", "image", "group", "flagged", "correct")
+"""Of one test image in one cell; `image` names its row, because copies of a file share an image_id."""
 LEDGER_COLUMNS: Final = ("mask", "split", "class", "n", "ok", "fallback", "failed", "mean_area")
 FAILURE_COLUMNS: Final = ("stage", "status", "reason", "n")
 

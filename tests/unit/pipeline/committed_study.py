@@ -108,10 +108,11 @@ def _scores(workspace: Workspace, cell: Cell, flagged: int, correct: int) -> dic
     }
     other = dict(zip(workspace.classes, (*workspace.classes[1:], workspace.classes[0]), strict=True))
     lines = [
-        f"{row.image_id},{row.label},{row.label if i < correct else other[row.label]},{int(i < flagged)}"
+        f"{row.image_id},drop-001,{row.row},{row.label},{told},{int(i < flagged)}"
         for i, row in enumerate(test)
+        for told in (row.label if i < correct else other[row.label],)
     ]
-    predictions = "\n".join(["image_id,label,predicted,flagged", *lines]) + "\n"
+    predictions = "\n".join(["image_id,drop,row,label,predicted,flagged", *lines]) + "\n"
     return {"scores.json": json.dumps(scores), "predictions.csv": predictions}
 
 

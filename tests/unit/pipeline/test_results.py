@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,8 @@ from pipeline.config import load_config
 from pipeline.plan import plan_map
 from pipeline.results import build_report, report_command, report_data
 from pipeline.workspace import Workspace
-from tests.integration.pipelines import copy_source
+from stages.report.comparison import compare
+from tests.integration.pipelines import add_row, copy_source
 from tests.unit.pipeline.committed_study import commit_chunks, complete, everything, ingested, reopened
 
 FIRST = ("masks[supplied]", "embeddings[supplied]", "texts", "fusion[supplied]", "probes[supplied]")
@@ -181,6 +184,19 @@ def test_class_name_that_a_table_program_would_misread_is_a_prediction(study: Wo
     assert {item.predicted for item in report_data(study).gallery} == set(study.classes)
     assert any(right)
     assert not all(right)
+
+
+def test_copies_of_a_test_image_are_compared_as_images_of_their_own(phantom_folder: Path, tmp_path: Path) -> None:
+    source = copy_source(phantom_folder, tmp_path / "source")
+    with (source / "labels.csv").open() as file:
+        known = next(row for row in csv.DictReader(file) if row["split"] == "test")
+    copy = source / f"copy{Path(known['file']).suffix}"
+    shutil.copy(source / known["file"], copy)
+    add_row(source, copy, known["label"], "test", known["mask"])
+    answers = report_data(complete(ingested(tmp_path / "work", source))).answers
+    assert not answers.duplicated(["mask", "method", "training", "seed", "image"]).any()
+    compared = compare(answers)
+    assert set(compared["n"]) == {7}
 
 
 def test_every_node_is_planned_once_a_report(study: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ def answers(
             "method": method,
             "training": training,
             "seed": seed,
-            "image_id": f"i{i}",
+            "image": f"drop-001/{i}",
             "group": groups[i] if groups else f"g{i}",
             "flagged": False,
             "correct": bool(value),

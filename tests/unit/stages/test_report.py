@@ -60,7 +60,7 @@ def answers(scores: pd.DataFrame) -> pd.DataFrame:
     cells = scores.loc[scores.index.repeat(20)].reset_index(drop=True)
     number = cells.groupby(["mask", "method", "training", "seed"]).cumcount()
     return cells[["mask", "method", "training", "seed"]].assign(
-        image_id=number.astype(str), group=number.astype(str), flagged=False, correct=number < cells["correct"]
+        image=number.astype(str), group=number.astype(str), flagged=False, correct=number < cells["correct"]
     )
 
 
@@ -160,7 +160,7 @@ def test_differences_from_the_reference_are_shown_with_their_p_values() -> None:
     html = page()
     assert "Against original" in html
     assert html.count("Without the flagged") == html.count("without the flagged") == 0
-    marked = answers(study()).assign(flagged=lambda f: f["image_id"] == "19")
+    marked = answers(study()).assign(flagged=lambda f: f["image"] == "19")
     assert "The same without the flagged test images" in page(answers=marked)
 
 
