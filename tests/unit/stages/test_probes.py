@@ -177,6 +177,17 @@ def test_search_finds_the_lowest_point_of_a_valley(best):
     assert len(asked) == len(set(asked)) <= 15
 
 
+def test_no_larger_c_is_tried_once_the_loss_has_clearly_risen():
+    asked = []
+
+    def loss(c: float) -> float:
+        asked.append(c)
+        return 1 + abs(np.log10(c) - 1)
+
+    assert search(loss)[0] == pytest.approx(10)
+    assert max(asked) == pytest.approx(1e4)  # twice the least there, so 1e6 is not asked
+
+
 def test_equal_losses_choose_the_smaller_c():
     assert search(lambda c: 0.0 if c >= 1 else 1.0) == (1.0, 0.0)
     assert search(lambda _: 0.0)[0] == 1e-6
