@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from manifests.commits import publish_cell, publish_chunk, read_rows, retire
 from manifests.errors import PipelineError, UnitError
@@ -25,7 +26,6 @@ from pipeline.graph import Node
 from pipeline.plan import PlannedUnit, cell_inputs, input_digests, stale_cell, stale_commit
 from pipeline.workspace import Workspace
 from stages.base import MapStage, StageData
-from stages.methods import TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,7 @@ def _run_cell(workspace: Workspace, node: Node, cell: Cell, task: UnitTask) -> U
     if node.inputs and workspace.data_digest(node) != task.data_digest:
         raise UnitError("Another run committed other features meanwhile.", "Run again.")
     stage, inputs = workspace.cell_stage(node), cell_inputs(workspace, node, cell)
-    data = _stage_data(workspace, node, cell)
+    data = _stage_data(workspace, node, cell, task.device)
     stale = stale_cell(workspace, node, cell)
     if stale is not None:
         retire(workspace.root(node), cell.unit, stale.attempt)
@@ -164,7 +164,7 @@ def _run_cell(workspace: Workspace, node: Node, cell: Cell, task: UnitTask) -> U
     return UnitReport(won, timings={"fit": time.perf_counter() - started}, pid=os.getpid())
 
 
-def _stage_data(workspace: Workspace, node: Node, cell: Cell) -> StageData:
+def _stage_data(workspace: Workspace, node: Node, cell: Cell, device: str) -> StageData:
     """Committed arrays of the node's map inputs over all drops, and the folders of the cells that this one reads."""
     stage = workspace.cell_stage(node)
     artifacts = {}
@@ -174,17 +174,24 @@ def _stage_data(workspace: Workspace, node: Node, cell: Cell) -> StageData:
     rows = tuple(row for drop in workspace.drops for row in workspace.rows(drop.drop_id))
     drops = tuple(drop.drop_id for drop in workspace.drops for _ in range(drop.n_items))
     if not sources:
-        return StageData(rows, drops, np.zeros(len(rows), np.uint8), {}, {}, artifacts)
+        return StageData(rows, drops, np.zeros(len(rows), np.uint8), {}, {}, artifacts, device)
     wanted = stage.reads(cell)
     arrays: dict[str, Any] = {}
     attributes: Mapping[str, Any] = {}
+    status: NDArray[np.uint8] | None = None
     for source in sources:
-        names = tuple(name for name in wanted if (name == TOKENS) == (source.stage == TOKENS))
+        kept = {spec.name for spec in workspace.map_stage(source).outputs()} - arrays.keys()
+        names = tuple(name for name in wanted if name in kept)
         if names:
-            found, said = _features(workspace, source, names)
+            found, said = _features(workspace, source, (*names, "status"))
             arrays |= {name: found[name] for name in names}
             attributes = {**said, **attributes}
-    return StageData(rows, drops, arrays["status"].astype(np.uint8), arrays, attributes, artifacts)
+            # A row is lost if it failed in any stage that is read; else the first of them speaks.
+            own = found["status"].astype(np.uint8)
+            status = own if status is None else np.where(own == Status.FAILED, own, status)
+    if status is None:
+        raise ValueError(f"{node.key}: reads {wanted}, which none of {', '.join(node.inputs)} has")
+    return StageData(rows, drops, status, arrays, attributes, artifacts, device)
 
 
 _FEATURES: dict[str, tuple[str, ChunkArrays, Mapping[str, Any]]] = {}

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from manifests.errors import UsageError
 from pipeline.config import RunConfig
 from stages.base import Settings
 from stages.embeddings.settings import EmbeddingsSettings
-from stages.methods import sees_masks, variant_of, views_of
+from stages.finetune.settings import Attention, FinetuneSettings, Schedule, SlcaSettings
+from stages.methods import FOCUS, sees_masks, variant_of, views_of
+from stages.models.card import TIMM, side_px
+from stages.models.registry import entry
+from stages.pictures.settings import GridsSettings, PicturesSettings
 
-MAP_STAGES = ("proposals", "masks", "tokens", "embeddings")
-CELL_STAGES = ("texts", "fusion", "probes", "baselines")
-SCORED_STAGES = ("probes", "baselines")
+MAP_STAGES = ("proposals", "masks", "tokens", "embeddings", "pictures", "grids")
+CELL_STAGES = ("texts", "fusion", "probes", "baselines", "finetune", "slca")
+SCORED_STAGES = ("probes", "baselines", "finetune", "slca")
 """Their cells have scores."""
 STAGE_CHOICES = (*MAP_STAGES, *CELL_STAGES, "one", "two", "all")
+MISSING = {
+    "tokens": "Set embeddings.tokens = true.",
+    "pictures": 'Name backbones: finetune.models = ["lite0"].',
+    "finetune": 'Name backbones: finetune.models = ["lite0"].',
+    "grids": 'Name backbones: slca.models = ["lite0"].',
+    "slca": 'Name backbones: slca.models = ["lite0"].',
+}
+"""What makes a configuration have a stage."""
 GROUPS = {"one": ("proposals", "masks"), "two": ("embeddings", "texts", "fusion", "probes"), "all": ("probes", "masks")}
 
 
@@ -56,11 +68,48 @@ def build_graph(config: RunConfig) -> tuple[Node, ...]:
     nodes.append(Node("baselines", "baselines", config.baselines, inputs, first))
     for backbone in config.baselines.backbones:
         nodes.extend(_backbone(config, first, backbone))
-    return tuple(nodes)
+    trained = [*_trained(config, first, "finetune"), *_trained(config, first, "slca")]
+    return (*nodes, *{node.key: node for node in trained}.values())
+
+
+def _trained(config: RunConfig, policy: str, form: Literal["finetune", "slca"]) -> Iterator[Node]:
+    """Classifiers that are trained end to end, after what they are shown; what several are shown comes several times.
+
+    Raises
+    ------
+    WeightsError
+        If a backbone does not take squares of the side that is asked for.
+    """
+    wanted = getattr(config, form)
+    resize, canvas_px = config.embeddings.resize, config.embeddings.canvas_px
+    schedule = {name: getattr(config.finetune, name) for name in Schedule.model_fields}
+    attention = {name: getattr(config.slca, name) for name in Attention.model_fields}
+    for model in wanted.models:
+        px, interpolation = side_px(model, config.finetune.image_px), TIMM[entry(model).architecture][2]
+        for view in wanted.views:
+            picture = f"pictures[{view}, {px} px, {interpolation}]"
+            pictures = PicturesSettings(
+                view=view,
+                image_px=px,
+                interpolation=interpolation,
+                resize=resize,
+                compositing=config.masks.compositing,
+                canvas_px=canvas_px,
+            )
+            yield Node(picture, "pictures", pictures, {"masks": f"masks[{policy}]"}, policy)
+            inputs, settings = {"pictures": picture}, FinetuneSettings(model=model, view=view, **schedule)
+            if form == "slca":
+                inputs["grids"] = "grids"
+                grids = GridsSettings(
+                    model=config.slca.encoder, grid=config.slca.grid, resize=resize, canvas_px=canvas_px
+                )
+                yield Node("grids", "grids", grids, {})
+                settings = SlcaSettings(**settings.model_dump(), **attention)
+            yield Node(f"{form}[{model}, {view}]", form, settings, inputs, policy, model)
 
 
 def _backbone(config: RunConfig, policy: str, backbone: str) -> list[Node]:
-    """A vision backbone's vectors of the original and the masked image, and their probes."""
+    """A vision backbone in place of CLIP: its vectors of the original and the masked image, fusion, and probes."""
     view = config.masks.compositing
     embeddings = EmbeddingsSettings(
         model=backbone,
@@ -70,11 +119,14 @@ def _backbone(config: RunConfig, policy: str, backbone: str) -> list[Node]:
         canvas_px=config.embeddings.canvas_px,
         precision=config.embeddings.precision,
     )
-    probes = config.probes.model_copy(update={"methods": ("original", view)})
-    keys = [f"{stage}[{backbone}]" for stage in ("embeddings", "probes")]
+    probes = config.probes.model_copy(update={"methods": (FOCUS, "original", view)})
+    fusion = config.fusion.model_copy(update={"methods": (FOCUS,), "view": view})
+    keys = {stage: f"{stage}[{backbone}]" for stage in ("embeddings", "fusion", "probes")}
+    inputs = {"embeddings": keys["embeddings"], "texts": "texts"}
     return [
-        Node(keys[0], "embeddings", embeddings, {"masks": f"masks[{policy}]"}, policy, backbone),
-        Node(keys[1], "probes", probes, {"embeddings": keys[0]}, policy, backbone),
+        Node(keys["embeddings"], "embeddings", embeddings, {"masks": f"masks[{policy}]"}, policy, backbone),
+        Node(keys["fusion"], "fusion", fusion, inputs, policy, backbone),
+        Node(keys["probes"], "probes", probes, {**inputs, "fusion": keys["fusion"]}, policy, backbone),
     ]
 
 
@@ -117,14 +169,19 @@ def select(nodes: tuple[Node, ...], stage: str) -> tuple[Node, ...]:
     if stage not in STAGE_CHOICES:
         raise UsageError(f"There is no stage {stage!r}.", f"Stages: {', '.join(STAGE_CHOICES)}.")
     served = GROUPS.get(stage, (stage,))
-    wanted = {n.key for n in nodes if ("baselines" if n.backbone else n.stage) in served}
+    wanted = {n.key for n in nodes if _served_by(n) in served}
     if not wanted:
-        why = "Set embeddings.tokens = true." if stage == "tokens" else "Its mask policies need no proposals."
+        why = MISSING.get(stage, "Its mask policies need no proposals.")
         raise UsageError(f"This configuration has no stage {stage!r}.", why)
     for node in reversed(nodes):
         if node.key in wanted:
             wanted.update(node.inputs.values())
     return tuple(n for n in nodes if n.key in wanted)
+
+
+def _served_by(node: Node) -> str:
+    """Stage whose name runs a node: frozen backbones belong to the baselines."""
+    return "baselines" if node.backbone and node.stage in ("embeddings", "fusion", "probes") else node.stage
 
 
 def settings_of(node: Node) -> dict[str, Any]:

@@ -13,10 +13,14 @@ REGISTRY: dict[str, str] = {
     "masks": "stages.masks.stage:Masks",
     "tokens": "stages.embeddings.tokens:Tokens",
     "embeddings": "stages.embeddings.stage:Embeddings",
+    "pictures": "stages.pictures.stage:Pictures",
+    "grids": "stages.pictures.grids:Grids",
     "texts": "stages.texts.stage:Texts",
     "fusion": "stages.fusion.stage:Fusion",
     "probes": "stages.probes.stage:Probes",
     "baselines": "stages.baselines.stage:Baselines",
+    "finetune": "stages.finetune.stage:Finetune",
+    "slca": "stages.finetune.stage:Slca",
 }
 
 

@@ -119,6 +119,8 @@ class StageData:
     """Attributes of that map stage's group, such as `views` and `card`."""
     artifacts: Mapping[str, Path]
     """Folder with the committed artifacts of each upstream cell, by stage name; read only."""
+    device: str = "cpu"
+    """Torch device that a training may use."""
 
 
 class MapStage(Protocol):
@@ -175,7 +177,7 @@ class CellStage(Protocol):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Stages that must be complete before: at most one map stage, whose arrays fill `StageData.arrays`."""
+        """Stages that must be complete before; the arrays of the map stages among them fill `StageData.arrays`."""
         ...
 
     def identity(self) -> StageIdentity:

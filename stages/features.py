@@ -73,18 +73,26 @@ def joined_texts(data: StageData, n_classes: int, views: Sequence[str]) -> NDArr
     return np.tile(text_bank(data, n_classes), (1, len(views)))
 
 
+def has_texts(data: StageData) -> bool:
+    """Whether the model of the image vectors has a text tower, so that class texts lie in the space of its vectors."""
+    return "projected" in data.attributes["card"].get("dims", ("projected",))
+
+
 def text_bank(data: StageData, n_classes: int) -> NDArray[np.float32]:
     """Bank of class texts T, (K, D) float32: one row a class, the same for every image.
 
     Raises
     ------
     StoreError
-        If the bank has not one row a class, or comes from another model or space than the image vectors.
+        If the bank has not one row a class, or comes from another model or space than the image vectors; images of a
+        model without a text tower meet the texts of any.
     """
     folder = data.artifacts["texts"]
-    check_same_card(data.attributes["card"], json.loads((folder / "card.json").read_text("utf-8")))
     bank: NDArray[np.float32] = np.load(folder / "bank.npy", allow_pickle=False)
-    expected = (n_classes, data.arrays["image"].shape[2])
+    expected = (n_classes, bank.shape[-1])
+    if has_texts(data):
+        check_same_card(data.attributes["card"], json.loads((folder / "card.json").read_text("utf-8")))
+        expected = (n_classes, data.arrays["image"].shape[2])
     if bank.shape != expected:
         raise StoreError(
             f"The bank of class texts has shape {bank.shape}, expected {expected} (classes, feature).",

@@ -22,9 +22,9 @@ DEPENDENT: Final = 1e-6
 MOST_ROWS: Final = 8192
 """Tokens that are fused at once."""
 SHAPES: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
-    "text-attn": {"span": ("R", "D"), "mixing": ("D", "R"), "norm_weight": ("D",), "norm_bias": ("D",)},
+    "text-attn": {"span": ("R", "T"), "mixing": ("D", "R"), "norm_weight": ("D",), "norm_bias": ("D",)},
     "concat-mlp": {
-        "span": ("R", "D"),
+        "span": ("R", "T"),
         "inner_weight": ("H", "D+R"),
         "inner_bias": ("H",),
         "outer_weight": ("D", "H"),
@@ -34,7 +34,7 @@ SHAPES: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "logits": {},
     "none": {},
 }
-"""Weights of each variant: D entries of a vector, R rank of the texts, H hidden units."""
+"""Weights of each variant: D entries of a vector, T of a text, R rank of the texts, H hidden units."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class FocusWeights:
 
     `temperature`, (1,), is tau; `head_weight`, (K, M), and, for a linear head, `head_bias`, (K,), are the head C. Of
     F, `span` is an orthonormal basis of the span of T; W of `text-attn` is `mixing` x `span`; `inner` and `outer` are
-    the layers of `concat-mlp`.
+    the layers of `concat-mlp`; `projection`, (T, D), stands where the texts are another model's.
     """
 
     tensors: Mapping[str, NDArray[np.float32]]
@@ -55,7 +55,7 @@ class FocusWeights:
     """Views whose vectors are I, joined by +; or `tokens`."""
 
     def w(self) -> NDArray[np.float32]:
-        """W of M = LayerNorm(I + W(A T)), (D, D)."""
+        """W of M = LayerNorm(I + W(A T)), (D, T)."""
         product: NDArray[np.float32] = self.tensors["mixing"] @ self.tensors["span"]
         return product
 
@@ -83,7 +83,12 @@ class FocusWeights:
             weights = cls(tensors, **json.loads(file.metadata()["form"]))
         sizes: dict[str, int] = {}
         if "span" in tensors:
-            sizes["R"], sizes["D"] = tensors["span"].shape
+            sizes["R"], sizes["T"] = tensors["span"].shape
+            sizes["D"] = sizes["T"]
+        if "projection" in tensors:
+            expect_array("projection", tensors["projection"], (sizes.get("T"), None), "float32")
+            sizes["D"] = tensors["projection"].shape[1]
+        if "span" in tensors:
             sizes["D+R"] = sizes["D"] + sizes["R"]
         if "inner_bias" in tensors:
             sizes["H"] = len(tensors["inner_bias"])
@@ -152,8 +157,8 @@ def focus(weights: FocusWeights, texts: NDArray[np.floating], images: NDArray[np
     - `none`: I
 
     The paper (arXiv 2501.03839, section 2) names F but does not define it; these are the project's readings. Tokens are
-    fused one by one and averaged. Computed in float64, so that the number of threads and the rows computed together do
-    not show.
+    fused one by one and averaged. Texts of another model meet images as T P, with P trained. Computed in float64, so
+    that the number of threads and the rows computed together do not show.
 
     Parameters
     ----------
@@ -179,14 +184,15 @@ def focus(weights: FocusWeights, texts: NDArray[np.floating], images: NDArray[np
 
 def _fuse(weights: FocusWeights, texts: NDArray[np.floating], rows: NDArray[np.floating]) -> NDArray[np.float64]:
     i, t, tensors = unit_rows(rows), unit_rows(texts), weights.tensors
+    seen = unit_rows(t @ tensors["projection"]) if "projection" in tensors else t
     if weights.variant == "none":
         return i
     if weights.variant == "logits":
-        return i @ t.T
-    mixed = attention(rows, texts, float(tensors["temperature"][0])) @ t
+        return i @ seen.T
+    shares = attention(rows, seen, float(tensors["temperature"][0]))
     if weights.variant == "hadamard":
-        return i * mixed
-    in_span = mixed @ tensors["span"].T.astype(np.float64)
+        return i * (shares @ seen)
+    in_span = shares @ t @ tensors["span"].T.astype(np.float64)
     if weights.variant == "concat-mlp":
         inner = np.concatenate([i, in_span], axis=1) @ tensors["inner_weight"].T + tensors["inner_bias"]
         hidden = inner * (1 + erf(inner / np.sqrt(2))) / 2

@@ -16,6 +16,9 @@ FORMS: Final = (
     f"{', '.join(WITHOUT_VIEW)}, VIEWS, or {FOCUS}[-VARIANT][@VIEWS]; VIEWS are views joined by +, after @ also "
     f"{TOKENS}; VARIANT is {', '.join(VARIANTS[1:])}"
 )
+TRAINED: Final = ("finetune", "slca")
+"""Classifiers that are trained end to end, `FORM[@VIEW]`; without a view they see the original image."""
+_TRAINED = re.compile(rf"(?:{'|'.join(TRAINED)})(?:@(?P<views>.+))?")
 _FOCUS = re.compile(rf"{FOCUS}(?:-(?P<variant>{'|'.join(VARIANTS)}))?(?:@(?P<views>.+))?")
 
 
@@ -50,6 +53,8 @@ def views_of(method: str, default: str | None = None) -> tuple[str, ...]:
     """
     if method in WITHOUT_VIEW:
         return ()
+    if trained := _TRAINED.fullmatch(method):
+        return (trained["views"] or "original",)
     found = _FOCUS.fullmatch(method)
     joined = (found["views"] or default or "") if found else method
     return tuple(joined.split("+")) if joined else ()

@@ -46,7 +46,7 @@ def package_generator(model: Segmenter, settings: ProposalsSettings) -> SAM2Auto
         # The package scripts its transforms, which newer versions of torch deprecate.
         warnings.filterwarnings("ignore", message=r".*torch\.jit")
         generator = SAM2AutomaticMaskGenerator(
-            model._network,
+            model.network,
             points_per_side=settings.points_per_side,
             pred_iou_thresh=settings.min_predicted_iou,
             stability_score_thresh=settings.min_stability,

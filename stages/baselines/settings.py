@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from stages.base import Settings, some_and_distinct
-from stages.models.registry import Features, names
+from stages.models.registry import Features, known_backbones
 
 Baseline = Literal["zero-shot", "tip-adapter", "tip-adapter-f", "coop", "cocoop"]
 
@@ -38,12 +38,4 @@ class BaselinesSettings(Settings):
 
     _distinct = field_validator("methods")(some_and_distinct)
 
-    @field_validator("backbones")
-    @classmethod
-    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        known = names("timm")
-        if unknown := [name for name in value if name not in known]:
-            raise ValueError(f"no backbone {', '.join(unknown)}; there are {', '.join(known)}")
-        if len(set(value)) != len(value):
-            raise ValueError(f"none twice, got {list(value)}")
-        return value
+    _known = field_validator("backbones")(known_backbones)

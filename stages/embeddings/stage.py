@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from manifests.errors import ReadError
 from manifests.readers import ImageSource
 from manifests.types import (
     ArraySpec,
@@ -22,10 +21,10 @@ from manifests.types import (
     UnitResult,
     expect_array,
 )
-from stages.base import StageContext, ahead, empty_arrays, read_each, status_array
+from stages.base import StageContext, ahead, empty_arrays, status_array
+from stages.embeddings.reading import MaskedReader
 from stages.embeddings.settings import EmbeddingsSettings
-from stages.embeddings.views import TOKEN_VIEWS, MaskedCanvas, donors, judge, pool
-from stages.images import Placement, content, fit_mask, letterbox
+from stages.embeddings.views import TOKEN_VIEWS, MaskedCanvas, judge, pool
 from stages.models.card import ACTIVATION_BYTES, feature_dims, model_card, token_grid
 from stages.models.weights import WeightsFolder
 from stages.shape import SHAPE
@@ -119,22 +118,19 @@ class Embeddings:
     def process(self, rows: Sequence[ImageRow], source: ImageSource, upstream: Mapping[str, ChunkArrays]) -> UnitResult:
         """Embed one chunk, a batch at a time; each view is one pass, and pooled views share that of `original`."""
         masks, tokens = upstream["masks"], upstream["tokens"] if self.settings.tokens else None
-        side = self.settings.canvas_px
-        expect_array("masks.mask", masks["mask"], (len(rows), side, side), "bool")
         expect_array("masks.shape", masks["shape"], (len(rows), len(SHAPE)), "float32")
-        expect_array("masks.masked_image", masks["masked_image"], (len(rows), side, side, 3), "uint8")
         arrays = empty_arrays(self.outputs(), len(rows))
         items: list[ItemOutcome] = []
         seconds: Counter[str] = Counter()
         size = self.context.batch_items
         shuffled = any("shuffled" in view for view in self.settings.views)
-        lenders = donors([row.group_id for row in rows], masks["status"] == Status.OK) if shuffled else []
+        reader = MaskedReader(rows, source, masks, self.settings.canvas_px, self._needs_source, shuffled)
         usable = masks["status"].copy()
         if tokens is not None:
             usable[tokens["status"] == Status.FAILED] = Status.FAILED
 
         def read(start: int) -> tuple[list[MaskedCanvas | None], list[ItemOutcome]]:
-            return self._read(rows[start : start + size], start, source, {**masks, "status": usable}, lenders)
+            return reader.read(start, size, usable)
 
         began = time.perf_counter()
         for shown, outcomes in ahead(read, range(0, len(rows), size)):
@@ -159,37 +155,6 @@ class Embeddings:
     @property
     def _pooled(self) -> list[str]:
         return [v for v in self.settings.views if v in TOKEN_VIEWS]
-
-    def _read(
-        self, batch: Sequence[ImageRow], start: int, source: ImageSource, masks: ChunkArrays, lenders: Sequence[int]
-    ) -> tuple[list[MaskedCanvas | None], list[ItemOutcome]]:
-        """Bring each image and its mask together; `start` is the batch's first row in the chunk."""
-        positions = {row.row: start + i for i, row in enumerate(batch)}
-
-        def read(row: ImageRow) -> MaskedCanvas:
-            at = positions[row.row]
-            placement = Placement.of(masks["placement"][at])
-            canvas: NDArray[np.uint8] | None = None
-            if self._needs_source:
-                canvas, found = letterbox(source.read(row), self.settings.canvas_px)
-                if found != placement:
-                    raise ReadError("placement.changed", f"mask made for {placement}, image now at {found}")
-            mask = masks["mask"][at]
-            donated: NDArray[np.bool_] | None = None
-            if lenders:
-                lent = masks["mask"][lenders[at]] if lenders[at] != at else mask[::-1, ::-1]
-                donated = fit_mask(lent, Placement.of(masks["placement"][lenders[at]]), placement)
-            if masks["status"][at] == Status.FALLBACK or not mask.any():
-                mask = donated = content(placement, self.settings.canvas_px)
-            shown = masks["masked_image"][at]
-            return MaskedCanvas(at, canvas, shown, mask, placement, donated, int(row.image_id, 16))
-
-        shown, outcomes = read_each(batch, read, masks["status"][start : start + len(batch)])
-        for i, outcome in enumerate(outcomes):
-            if outcome.status == Status.OK and masks["status"][start + i] == Status.FALLBACK:
-                detail = "the mask was not usable; every view shows the whole image"
-                outcomes[i] = ItemOutcome(outcome.row, outcome.image_id, Status.FALLBACK, "mask.fallback", detail)
-        return shown, outcomes
 
     @property
     def _passes(self) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -56,7 +56,8 @@ class FocusModel(nn.Module):
     W of `text-attn`, (D, D) and zero at the start, meets nothing but mixtures A T of the K texts, so it is kept as
     W = V Q with Q the orthonormal basis of the texts' span, (r, D), fixed, and V, (D, r), trained: the same functions
     M, a hundred times fewer numbers. `concat-mlp` reads A T in the coordinates of the same basis. See
-    ``docs/decisions/0003-fusion-in-the-span-of-the-texts.md``.
+    ``docs/decisions/0003-fusion-in-the-span-of-the-texts.md``. Texts of another model meet images through a trained
+    projection, T P; A T stays in the span of T.
 
     Parameters
     ----------
@@ -68,13 +69,20 @@ class FocusModel(nn.Module):
         Head, tau and width.
     generator : torch.Generator
         Source of initial weights.
+    width : int, optional
+        D of the images, where the texts come from another model; None if they share one space.
     """
 
     def __init__(
-        self, texts: NDArray[np.float32], variant: str, settings: FusionSettings, generator: torch.Generator
+        self,
+        texts: NDArray[np.float32],
+        variant: str,
+        settings: FusionSettings,
+        generator: torch.Generator,
+        width: int | None = None,
     ) -> None:
         super().__init__()
-        classes, width = texts.shape
+        classes, text_width = texts.shape
         self.variant, self.kind, self.temperature = variant, settings.head, settings.temperature
         self.texts = torch.from_numpy(unit_rows(texts).astype(np.float32))
         self.span = torch.from_numpy(text_span(texts).astype(np.float32))
@@ -82,6 +90,8 @@ class FocusModel(nn.Module):
         def uniform(rows: int, columns: int) -> nn.Parameter:
             return nn.Parameter((2 * torch.rand(rows, columns, generator=generator) - 1) / math.sqrt(columns))
 
+        self.projection = None if width is None else nn.Parameter(uniform(width, text_width).detach().T.contiguous())
+        width = text_width if width is None else width
         if variant == "text-attn":
             self.mixing = nn.Parameter(torch.zeros(width, len(self.span)))
             self.norm_weight = nn.Parameter(torch.ones(width))
@@ -96,7 +106,11 @@ class FocusModel(nn.Module):
             self.head_weight = uniform(classes, out)
             self.head_bias = nn.Parameter((2 * torch.rand(classes, generator=generator) - 1) / math.sqrt(out))
         else:
-            self.head_weight = nn.Parameter(torch.eye(classes) if variant == "logits" else self.texts.clone())
+            self.head_weight = nn.Parameter(torch.eye(classes) if variant == "logits" else self.seen().detach().clone())
+
+    def seen(self) -> Tensor:
+        """Texts in the space of the images, (K, D), unit vectors."""
+        return self.texts if self.projection is None else F.normalize(self.texts @ self.projection, dim=1)
 
     def forward(self, images: Tensor, mixtures: Tensor) -> Tensor:
         """M of a batch; no label goes in.
@@ -106,7 +120,7 @@ class FocusModel(nn.Module):
         images : Tensor of float32, (B, D) or (B, t, D)
             I, L2-normalised.
         mixtures : Tensor of float32, (B, r) or (B, t, r)
-            A T in the coordinates of the span.
+            A T in the coordinates of the span; not read where the texts are projected, because there A is trained.
 
         Returns
         -------
@@ -119,7 +133,12 @@ class FocusModel(nn.Module):
         if self.variant == "none":
             return images
         if self.variant == "logits":
-            return images @ self.texts.T
+            return images @ self.seen().T
+        if self.projection is not None:
+            shares = (self.temperature * images @ self.seen().T).softmax(dim=-1)
+            mixtures = shares @ (self.texts @ self.span.T)
+            if self.variant == "hadamard":
+                return images * (shares @ self.seen())
         if self.variant == "hadamard":
             return images * (mixtures @ self.span)
         if self.variant == "concat-mlp":
@@ -130,7 +149,7 @@ class FocusModel(nn.Module):
 
     def similarity(self, m: Tensor) -> Tensor:
         """tau times the cosines of M with the texts, (B, K); M of `logits` holds the cosines."""
-        return self.temperature * (m if self.variant == "logits" else F.normalize(m, dim=1) @ self.texts.T)
+        return self.temperature * (m if self.variant == "logits" else F.normalize(m, dim=1) @ self.seen().T)
 
     def head(self, m: Tensor) -> Tensor:
         """Logits of C, (B, K)."""
@@ -140,6 +159,8 @@ class FocusModel(nn.Module):
 
     def mixtures(self, images: NDArray[np.floating]) -> Tensor:
         """A T in the coordinates of the span, (n, r) or (n, t, r), float32; constant during training."""
+        if self.projection is not None:
+            return torch.zeros(*images.shape[:-1], 0)
         texts, span = self.texts.numpy().astype(np.float64), self.span.numpy()
         rows = images.reshape(-1, images.shape[-1])
         mixed = attention(rows, texts, self.temperature) @ (texts @ span.T)
@@ -163,6 +184,8 @@ class Recipe:
     contrastive_weight: float
     """lambda."""
     settings: FusionSettings
+    projected: bool = False
+    """Whether the texts come from another model than the images."""
 
 
 def train(
@@ -215,7 +238,7 @@ def choose_lambda(examples: Examples, texts: NDArray[np.float32], recipe: Recipe
         return recipe.contrastive_weight
 
     def loss(weight: float) -> float:
-        tried = Recipe(recipe.variant, recipe.views, weight, recipe.settings)
+        tried = replace(recipe, contrastive_weight=weight)
         total = 0.0
         for seen, held in parts:
             model, _ = _train(examples.of(seen), texts, tried, seed)
@@ -239,7 +262,8 @@ def _train(
 ) -> tuple[FocusModel, list[EpochLoss]]:
     settings = recipe.settings
     generator = torch.Generator().manual_seed(seed)
-    model = FocusModel(texts, recipe.variant, settings, generator)
+    width = examples.images.shape[-1] if recipe.projected else None
+    model = FocusModel(texts, recipe.variant, settings, generator, width)
     tensors = _tensors(model, examples)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True

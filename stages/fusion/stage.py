@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from manifests.types import Cell, StageIdentity
 from stages.base import StageContext, StageData
-from stages.features import BANK, joined_texts, joined_views
+from stages.features import BANK, has_texts, joined_texts, joined_views
 from stages.focus import FocusWeights, focus, head_logits
 from stages.fusion.model import EpochLoss, Examples, Recipe, choose_lambda, train
 from stages.fusion.settings import FusionSettings
@@ -82,7 +82,8 @@ class Fusion:
         groups = [data.rows[i].group_id for i in subset.tolist()]
         examples, chosen = Examples(images[subset], labels, groups), self.settings.contrastive_weight
         start = START_LAMBDA if chosen == "folds" else chosen
-        recipe = Recipe(variant_of(cell.method) or VARIANTS[0], "+".join(views), start, self.settings)
+        projected = not has_texts(data)
+        recipe = Recipe(variant_of(cell.method) or VARIANTS[0], "+".join(views), start, self.settings, projected)
         if chosen == "folds":
             recipe = replace(recipe, contrastive_weight=choose_lambda(examples, texts, recipe, cell.seed))
         weights, history = train(examples, texts, recipe, cell.seed)

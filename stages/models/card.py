@@ -31,12 +31,15 @@ LITE0_MINILM: Final[Mapping[str, Any]] = {
 LITE0_WIDTH: Final = 1280
 
 TIMM: Final[Mapping[str, tuple[int, int, str]]] = {
+    "tf_efficientnet_lite0": (LITE0_WIDTH, 7, "bicubic"),
     "resnet50": (2048, 7, "bicubic"),
     "res2net50_26w_4s": (2048, 7, "bilinear"),
     "vit_base_patch16_224": (768, 14, "bicubic"),
+    "seresnet50": (2048, 7, "bicubic"),
     "swin_tiny_patch4_window7_224": (768, 7, "bicubic"),
+    "swinv2_tiny_window8_256": (768, 8, "bicubic"),
 }
-"""Entries of a vector, cells of a side, and interpolation of the timm backbones at 224 px."""
+"""Entries of a vector, cells of a side, and interpolation of the timm backbones at their own size."""
 
 ACTIVATION_BYTES: Final = 64_000_000
 """Upper bound of what one image needs inside an image tower, in bytes."""
@@ -87,6 +90,24 @@ def token_grid(name: str) -> tuple[int, int]:
     vision = architecture_config(entry(name).architecture)["vision_cfg"]
     cells = vision["image_size"] // vision.get("patch_size", 32)
     return cells, cells
+
+
+def side_px(name: str, wanted_px: int | None) -> int:
+    """Side of the square that a timm backbone sees: its own, or another one where its layers allow any.
+
+    Raises
+    ------
+    WeightsError
+        If another side than its own is wanted of a transformer, whose layers are made for one.
+    """
+    known = entry(name)
+    if wanted_px in (None, known.image_px):
+        return known.image_px
+    if known.architecture.startswith(("vit_", "swin")):
+        raise WeightsError(
+            f"{name} sees squares of {known.image_px} px, not {wanted_px}.", "Leave finetune.image_px out."
+        )
+    return int(wanted_px or 0)
 
 
 def has_attention(name: str) -> bool:

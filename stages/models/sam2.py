@@ -114,13 +114,13 @@ class Segmenter:
         self.image_px = known.image_px
         self.card = dict(card)
         self.device = torch.device(device)
-        self._network: Any = network.to(self.device)
-        self._encode = torch.compile(self._network.forward_image) if compiled else self._network.forward_image
+        self.network: Any = network.to(self.device)
+        self._encode = torch.compile(self.network.forward_image) if compiled else self.network.forward_image
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(card["mean"], device=self.device).view(shape)
         self._std = torch.tensor(card["std"], device=self.device).view(shape)
         self._boxes_are_padded = getattr(network, "boxes_are_padded", True)
-        prompt, decoder = self._network.sam_prompt_encoder, self._network.sam_mask_decoder
+        prompt, decoder = self.network.sam_prompt_encoder, self.network.sam_mask_decoder
         dtype = torch.float32 if card["precision"] == "float32" else torch.bfloat16
         self._decoder = SharedDecoder(decoder, prompt.get_dense_pe(), prompt.no_mask_embed.weight, dtype)
 
@@ -149,20 +149,17 @@ class Segmenter:
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != (images.shape[1], images.shape[1], 3):
             raise ValueError(f"images: expected (B, S, S, 3) uint8, got {tuple(images.shape)} {images.dtype}")
-        pixels = images.to(self.device).permute(0, 3, 1, 2).float().div(255)
-        if images.shape[1] != self.image_px:
-            pixels = F.interpolate(pixels, (self.image_px, self.image_px), mode="bilinear", antialias=True)
-        pixels = (pixels - self._mean) / self._std
+        pixels = self.normalised(images)
         # On a CPU several images together only leave the cache: one by one takes half the time.
         batches = torch.split(pixels, 1 if self.device.type == "cpu" else len(pixels))
         each = self.image_px**2 * ENCODER_BYTES_PER_PIXEL
-        with self._autocast():
+        with self.autocast():
             encoded = [
                 part["backbone_fpn"] for batch in batches for part in in_parts_that_fit(self._encode, batch, each)
             ]
         *finer, embedding = encoded[0] if len(encoded) == 1 else map(torch.cat, zip(*encoded, strict=True))
-        if self._network.directly_add_no_mem_embed:
-            embedding = embedding + self._network.no_mem_embed.view(1, -1, 1, 1)
+        if self.network.directly_add_no_mem_embed:
+            embedding = embedding + self.network.no_mem_embed.view(1, -1, 1, 1)
         return ImageFeatures(self._decoder.maps(embedding, finer), images.shape[1])
 
     @torch.inference_mode()
@@ -204,14 +201,23 @@ class Segmenter:
         chosen = wanted(answer.predicted_iou)
         return Decoded(self._decoder.upscale(features.maps, answer, chosen), answer.predicted_iou, chosen)
 
+    def normalised(self, images: Tensor) -> Tensor:
+        """Squares of uint8, (B, S, S, 3), as the network's pixels, (B, 3, image_px, image_px), on its device."""
+        pixels = images.to(self.device).permute(0, 3, 1, 2).float().div(255)
+        if images.shape[1] != self.image_px:
+            pixels = F.interpolate(pixels, (self.image_px, self.image_px), mode="bilinear", antialias=True)
+        normalised: Tensor = (pixels - self._mean) / self._std
+        return normalised
+
     def _embed(self, points: Tensor, labels: Tensor) -> Tensor:
         """Points, (Q, n, 2), and their labels as tokens, (Q, n or n + 1, C)."""
-        encoder: Callable[..., tuple[Tensor, Tensor]] = self._network.sam_prompt_encoder
+        encoder: Callable[..., tuple[Tensor, Tensor]] = self.network.sam_prompt_encoder
         if not self._boxes_are_padded and bool((labels == labels.new_tensor(CORNERS)).all()):
             return encoder(points=None, boxes=points.flatten(1), masks=None)[0]
         return encoder(points=(points, labels), boxes=None, masks=None)[0]
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Compute in the card's precision."""
         if self.card["precision"] == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)

@@ -63,3 +63,28 @@ def sam2_entry(name: str) -> ModelEntry:
     if known.kind not in ("sam", "sam2"):
         raise WeightsError(f"{name} is neither SAM nor SAM2.", "See: pipeline weights list")
     return known
+
+
+HIERA_WIDTHS: Final = {"t": 96, "s": 96, "b+": 112, "l": 144}
+"""Channels of the first stage of Hiera; every further stage has twice as many."""
+VIT_WIDTHS: Final = {"sam_vit_b": 768, "sam_vit_l": 1024, "sam_vit_h": 1280}
+NECK_CHANNELS: Final = 256
+
+
+def depth_channels(name: str) -> tuple[int, ...]:
+    """Channels of the encoder's features at five depths, early to late, the neck last; see `sam2_depths`.
+
+    Raises
+    ------
+    WeightsError
+        If the model is unknown, or is neither SAM nor SAM2.
+    """
+    known = sam2_entry(name)
+    if known.kind == "sam":
+        return (VIT_WIDTHS[known.architecture],) * 4 + (NECK_CHANNELS,)
+    if known.source == "shipped":
+        return (24, 40, 112, 320, 112)
+    if known.source == "random":
+        return (32, 64, 128, 256, 64)
+    width = HIERA_WIDTHS[known.architecture.removesuffix(".yaml").rpartition("_")[2]]
+    return (width, 2 * width, 4 * width, 8 * width, NECK_CHANNELS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from manifests.errors import WeightsError
 from stages.models.checkpoints import load_strictly, read_state
+from stages.models.lite0 import load_lite0_state
 from stages.models.registry import entry
 from stages.models.towers import Bias, TextEncoder, TrunkOutput
 from stages.models.weights import WeightsFolder
@@ -56,10 +58,25 @@ def load_towers(name: str, _device: str) -> tuple[TimmTower, Any]:
     WeightsError
         If the file is missing, altered or of another architecture.
     """
+    return TimmTower(load_backbone(name)), _no_text
+
+
+def load_backbone(name: str) -> Any:
+    """Load a backbone without its classifier, in evaluation mode.
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing, altered or of another architecture.
+    """
     known = entry(name)
     if known.source == "random":
-        return TimmTower(build(known.architecture)), _no_text
-    return TimmTower(load_checked(known.architecture, WeightsFolder().verified_path(name))), _no_text
+        return build(known.architecture)
+    if known.source == "package":
+        model = build(known.architecture)
+        load_strictly(model, _without_classifier(model, load_lite0_state()), f"the package's file and {name}")
+        return model
+    return load_checked(known.architecture, WeightsFolder().verified_path(name))
 
 
 def _no_text() -> TextEncoder:
@@ -82,7 +99,10 @@ def load_checked(architecture: str, path: Path) -> Any:
         If the file is damaged, holds code or does not fit.
     """
     model = build(architecture)
-    classifier = f"{model.pretrained_cfg['classifier']}."
-    state = {key: value for key, value in read_state(path).items() if not key.startswith(classifier)}
-    load_strictly(model, state, f"{path.name} and {architecture}")
+    load_strictly(model, _without_classifier(model, read_state(path)), f"{path.name} and {architecture}")
     return model
+
+
+def _without_classifier(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    classifier = f"{model.pretrained_cfg['classifier']}."
+    return {key: value for key, value in state.items() if not key.startswith(classifier)}

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import pandas as pd
 
-from stages.methods import variant_of, views_of
+from stages.methods import TRAINED, variant_of, views_of
 
 METHODS: Final[Mapping[str, str]] = {
     "medfocus": "logistic regression on M = F(T, I), the fusion of class texts and masked image",
@@ -79,12 +79,16 @@ def description(method: str) -> str:
     """What a method is, in words."""
     if method in METHODS:
         return METHODS[method]
-    if variant := variant_of(method):
-        read = f", of {' and '.join(views_of(method))}" if views_of(method) else ""
-        return f"logistic regression on M of the variant {variant}{read}"
-    backbone, _, view = method.rpartition(" ")
+    backbone, _, form = method.rpartition(" ")
+    whose = f" of the frozen {backbone}" if backbone else ""
+    if variant := variant_of(form):
+        read = f", of {' and '.join(views_of(form))}" if views_of(form) else ""
+        return f"logistic regression on M of the variant {variant}{read}{whose}"
+    if form.partition("@")[0] in TRAINED:
+        with_attention = ", with a segmenter's features as channel attention" if form.startswith("slca") else ""
+        return f"{backbone} trained end to end on the {' and '.join(views_of(form))} image{with_attention}"
     if backbone:
-        return f"logistic regression on the frozen {backbone}'s vector of the {view} image"
+        return f"logistic regression on the frozen {backbone}'s vector of the {form} image"
     return f"logistic regression on the joined vectors of {', '.join(method.split('+'))}"
 
 

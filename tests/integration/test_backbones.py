@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from manifests.errors import WeightsError
 from stages.models import card, timm_files, weights
 from stages.models.clip import load_clip
-from stages.models.registry import names
+from stages.models.registry import entry, names
 from stages.models.weights import WeightsFolder
 from stages.report.notes import is_untrained
 
@@ -36,7 +36,7 @@ def published(architecture: str, path: Path, **changed: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["resnet50", "res2net50", "vit-b-16", "swin-t"])
+@pytest.mark.parametrize("name", ["resnet50", "res2net50", "seresnet50", "vit-b-16", "swin-t", "swinv2-t"])
 def test_card_says_what_timm_says_and_what_the_model_gives(name: str) -> None:
     model = load_clip(f"{name}-untrained", "cpu", "float32")
     given = timm_files.build(model.card["architecture"]).pretrained_cfg
@@ -85,7 +85,14 @@ def test_file_of_another_backbone_is_refused_by_name(tmp_path: Path) -> None:
         WeightsFolder().add("resnet50", broken)
 
 
-def test_every_backbone_has_an_untrained_twin() -> None:
+def test_every_backbone_from_a_file_has_an_untrained_twin() -> None:
     known = names("timm")
-    trained = [name for name in known if not name.endswith("-untrained")]
-    assert sorted(known) == sorted([*trained, *(f"{name}-untrained" for name in trained)])
+    trained = [name for name in known if entry(name).source == "file"]
+    assert sorted(known) == sorted(["lite0", *trained, *(f"{name}-untrained" for name in trained)])
+
+
+def test_lite0_as_a_backbone_gives_the_vectors_of_lite0_minilm() -> None:
+    ours, theirs = (load_clip(name, "cpu", "float32") for name in ("lite0", "lite0-minilm"))
+    found, expected = (m.encode_image(IMAGES, "trunk", tokens=False).vectors for m in (ours, theirs))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert not is_untrained(ours.card)

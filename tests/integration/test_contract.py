@@ -24,6 +24,12 @@ from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
 
+EVERY_STAGE = [
+    "proposals.points_per_side=2",
+    "embeddings.tokens=true",
+    'finetune.models=["lite0"]',
+    'slca.models=["lite0"]',
+]
 N_ROWS = 4
 BAD = 2
 """Position of the row whose file is not an image."""
@@ -37,8 +43,7 @@ class Chain:
         self.results: dict[str, UnitResult] = {}
 
     def stage(self, name: str) -> MapStage:
-        nodes = self.workspace.nodes
-        return self.workspace.map_stage(nodes[name] if name in nodes else nodes[f"{name}[union]"])
+        return self.workspace.map_stage(next(n for n in self.workspace.nodes.values() if n.stage == name))
 
     def upstream(self, name: str) -> Mapping[str, ChunkArrays]:
         return {below: self.result(below).arrays for below in self.stage(name).inputs}
@@ -58,7 +63,7 @@ class Chain:
 def chain(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     paths = DatasetPaths(tmp_path_factory.mktemp("contract") / "phantoms")
     ingest(paths, phantom_folder, IngestOptions(dataset="phantoms", labels=phantom_folder / "labels.csv"))
-    workspace = Workspace(paths, load_config(overrides=["proposals.points_per_side=2", "embeddings.tokens=true"]))
+    workspace = Workspace(paths, load_config(overrides=EVERY_STAGE))
     rows = list(workspace.rows("drop-001")[:N_ROWS])
     rows[BAD] = replace(rows[BAD], path="absent.png")
     return Chain(workspace, tuple(rows))
@@ -128,11 +133,12 @@ def test_memory_bound_grows_with_the_chunk(chain: Chain, name: str) -> None:
 def test_planning_needs_no_torch() -> None:
     script = (
         "import sys; from stages import stage_class; from stages.base import StageContext; "
-        "from pipeline.config import load_config; c = load_config(); "
-        "settings = {s: c.embeddings.of_tokens() if s == 'tokens' else getattr(c, s) for s in "
-        f"{MAP_STAGES!r}}}; context = StageContext({{'proposals': 'a', 'masks': 'b'}}); "
-        "n = {s: stage_class(s)(table, context) for s, table in settings.items()}; "
-        "[s.identity() and s.outputs() for s in n.values()]; print('torch' in sys.modules)"
+        "from pipeline.config import load_config; from pipeline.graph import build_graph; "
+        f"wanted = {{*{MAP_STAGES!r}, 'finetune', 'slca'}}; config = load_config(overrides={EVERY_STAGE!r}); "
+        "nodes = [n for n in build_graph(config) if n.stage in wanted]; "
+        "made = [stage_class(n.stage)(n.settings, StageContext(dict.fromkeys(n.inputs, 'a'))) for n in nodes]; "
+        "[s.identity() and (s.outputs() if n.is_map else s.cells()) for n, s in zip(nodes, made)]; "
+        "assert {n.stage for n in nodes} == wanted; print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False, capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr

@@ -45,7 +45,7 @@ def predictor(tiny: Segmenter) -> Iterator[SAM2ImagePredictor]:
     with warnings.catch_warnings():
         # The package scripts its transforms, which newer versions of torch deprecate.
         warnings.filterwarnings("ignore", message=r".*torch\.jit")
-        predictor = SAM2ImagePredictor(tiny._network)
+        predictor = SAM2ImagePredictor(tiny.network)
     predictor._bb_feat_sizes = [(64, 64), (32, 32), (16, 16)]
     yield predictor
     predictor.reset_predictor()
@@ -145,7 +145,7 @@ def test_untrained_model_says_so_and_is_always_the_same(tiny, caplog) -> None:
     with caplog.at_level(logging.WARNING):
         again = load_segmenter("sam2-tiny-untrained", "cpu")
     assert "untrained" in caplog.text
-    for a, b in zip(tiny._network.parameters(), again._network.parameters(), strict=True):
+    for a, b in zip(tiny.network.parameters(), again.network.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
@@ -225,7 +225,7 @@ def test_checkpoint_in_the_format_of_meta_is_added_and_loaded(tmp_path, monkeypa
     torch.save({"model": network.state_dict()}, tmp_path / "sam2.1_hiera_tiny.pt")
     WeightsFolder().add("sam2.1_hiera_tiny", tmp_path / "sam2.1_hiera_tiny.pt")
     loaded = load_segmenter("sam2.1_hiera_tiny", "cpu")
-    assert torch.equal(loaded._network.no_mem_embed, network.no_mem_embed)
+    assert torch.equal(loaded.network.no_mem_embed, network.no_mem_embed)
     for other in ("sam2.1_hiera_small", "sam2_hiera_tiny"):
         with pytest.raises(WeightsError, match="do not fit each other"):
             WeightsFolder().add(other, tmp_path / "sam2.1_hiera_tiny.pt")
