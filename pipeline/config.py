@@ -19,6 +19,7 @@ from stages.finetune.settings import FinetuneConfig, SlcaConfig
 from stages.fusion.settings import FusionSettings
 from stages.masks.settings import MasksSettings, Policy
 from stages.methods import FORMS, TOKENS, variant_of, views_of
+from stages.models.registry import is_adapted
 from stages.probes.settings import ProbesSettings
 from stages.proposals.settings import ProposalsSettings
 from stages.texts.settings import TextsSettings
@@ -179,6 +180,8 @@ def _share(raw: Mapping[str, Any]) -> dict[str, Any]:
         if key in out["embeddings"]:
             for name in ("texts", "baselines"):
                 out[name].setdefault(key, out["embeddings"][key])
+    if is_adapted(str(out["proposals"].get("model", ""))):
+        out["proposals"].setdefault("prompting", "unprompted")
     view = out["masks"].get("compositing", "masked")
     out["embeddings"].setdefault("views", ["original", view])
     out["embeddings"].setdefault("compositing", view)

@@ -66,7 +66,18 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> 
     WeightsError
         If a key is missing or left over, or a shape differs; names the first few and the number.
     """
-    own = module.state_dict()
+    check_state(module.state_dict(), state, what)
+    module.load_state_dict(state)
+
+
+def check_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor], what: str) -> None:
+    """Refuse a state dict of other keys or shapes than a model's own.
+
+    Raises
+    ------
+    WeightsError
+        If a key is missing or left over, or a shape differs; names the first few and the number.
+    """
     problems = [
         *_listed("missing", sorted(own.keys() - state.keys())),
         *_listed("unexpected", sorted(state.keys() - own.keys())),
@@ -81,7 +92,6 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> 
     ]
     if problems:
         raise WeightsError(f"{what} do not fit each other: {'; '.join(problems)}.", "Add the file of this model.")
-    module.load_state_dict(state)
 
 
 def _load_torch(path: Path) -> Any:

@@ -7,6 +7,7 @@ QuickGELU, so that their architectures are the `-quickgelu` ones: the plain name
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -16,6 +17,7 @@ Features = Literal["trunk", "projected"]
 """Image features before (`trunk`) or after (`projected`) CLIP's projection."""
 
 Kind = Literal["sam", "sam2", "open_clip", "timm"]
+AdapterKind = Literal["sam-adapter", "samed"]
 Source = Literal["shipped", "package", "file", "random"]
 
 MeanStd = tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -27,6 +29,13 @@ UNCHANGED: Final[MeanStd] = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 """MedSAM sees pixels in 0..1."""
 
 OPEN_CLIP_PREFIX: Final = "open_clip:"
+ADAPTERS: Final[Mapping[AdapterKind, str]] = {
+    "sam-adapter": "SAM-Adapter (arXiv 2304.09148)",
+    "samed": "SAMed, LoRA (arXiv 2304.13785)",
+}
+"""Ways of adapting a SAM2, as in `samed:sam2.1_hiera_tiny`, and where they come from."""
+PREFIXES: Final = (OPEN_CLIP_PREFIX, *(f"{kind}:" for kind in ADAPTERS))
+"""Beginnings of names that stand for any architecture, or any SAM2, with a local file."""
 UNTRAINED: Final = "-untrained"
 """End of the name of a backbone with random weights."""
 
@@ -65,6 +74,10 @@ class ModelEntry:
     """Where the official file is published."""
     packages: tuple[PackageFile, ...] = ()
     """Files of weights packages that the model needs as well."""
+    base: str = ""
+    """Name of the SAM2 that this one adapts, whose weights it needs as well."""
+    adapter: AdapterKind | Literal[""] = ""
+    """How it does; an adapted model is not prompted."""
 
 
 LITE0: Final = PackageFile(
@@ -170,6 +183,21 @@ def _timm(
     )
     random = replace(file, name=f"{name}{UNTRAINED}", source="random", file="", origin="", note="random weights")
     return file, random
+
+
+def _adapted(kind: AdapterKind, base: ModelEntry, note: str) -> ModelEntry:
+    """A SAM2 with an adapter from a file that its user has trained."""
+    return replace(
+        base,
+        name=f"{kind}:{base.name}",
+        source="file",
+        file="",
+        sha256=None,
+        note=note,
+        origin="your own training: python -m stages.models.training.adapt",
+        base=base.name,
+        adapter=kind,
+    )
 
 
 _SIZES: Final = (("tiny", "t"), ("small", "s"), ("base_plus", "b+"), ("large", "l"))
@@ -285,6 +313,11 @@ def known_backbones(models: tuple[str, ...]) -> tuple[str, ...]:
     return models
 
 
+def is_adapted(name: str) -> bool:
+    """Whether a name stands for a SAM2 with an adapter, which takes no prompt."""
+    return name.startswith(tuple(f"{kind}:" for kind in ADAPTERS))
+
+
 def entry(name: str) -> ModelEntry:
     """Look up a model by name; `open_clip:<ModelName>` gives an entry for any open_clip architecture.
 
@@ -295,6 +328,10 @@ def entry(name: str) -> ModelEntry:
     """
     if name in _BY_NAME:
         return _BY_NAME[name]
+    for kind, note in ADAPTERS.items():
+        base = _BY_NAME.get(name.removeprefix(f"{kind}:"))
+        if name.startswith(f"{kind}:") and base is not None and base.kind == "sam2" and not base.adapter:
+            return _adapted(kind, base, f"{note} for {base.name}, from a local file")
     architecture = name.removeprefix(OPEN_CLIP_PREFIX)
     if architecture != name and architecture and architecture.replace("-", "").replace("_", "").isalnum():
         return ModelEntry(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from manifests.errors import WeightsError
 from stages.models.checkpoints import load_strictly, read_state
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
 MOST_PROMPTS: Final = 256
 """Prompts that one call of the decoder may hold, however much memory there is."""
-
-Adapt = Callable[[nn.Module], Mapping[str, Any]]
-"""Changes a network in place and says what it did, in JSON values."""
 
 log = logging.getLogger(__name__)
 
@@ -223,9 +220,7 @@ class Segmenter:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
 
-def load_segmenter(
-    name: str, device: str, precision: str = "float32", *, compiled: bool = False, adapt: Adapt | None = None
-) -> Segmenter:
+def load_segmenter(name: str, device: str, precision: str = "float32", *, compiled: bool = False) -> Segmenter:
     """Load a SAM or SAM2 model by its name in the registry, from local files alone.
 
     Parameters
@@ -238,8 +233,6 @@ def load_segmenter(
         `float32`, or `bfloat16` for autocast.
     compiled : bool
         See `Segmenter`.
-    adapt : Adapt, optional
-        Changes the loaded network in place, as adapters do; what it returns is added to the card as `adapter`.
 
     Raises
     ------
@@ -250,14 +243,20 @@ def load_segmenter(
     if known.source == "random":
         log.warning("%s is untrained: its masks are random and mean nothing. Use it in tests only.", name)
     path = None if known.source == "random" else WeightsFolder().verified_path(name)
-    network, card = assemble(known, path), segmenter_card(name, precision)
-    if adapt is not None:
-        card["adapter"] = dict(adapt(network))
-    return Segmenter(known, network, card, device, compiled=compiled)
+    return Segmenter(known, assemble(known, path), segmenter_card(name, precision), device, compiled=compiled)
 
 
-def assemble(known: ModelEntry, path: Path | None) -> SAM2Base | Sam:
+def assemble(known: ModelEntry, path: Path | None, *, streamlined: bool = True) -> SAM2Base | Sam:
     """Build a model's network and load a file into it, strictly.
+
+    Parameters
+    ----------
+    known : ModelEntry
+        What the registry says of it; an adapted model brings the files of the one that it adapts.
+    path : Path or None
+        Its own file; None for random weights.
+    streamlined : bool
+        Rearranged for speed where that is known how; then no gradient passes through the trunk.
 
     Raises
     ------
@@ -269,11 +268,19 @@ def assemble(known: ModelEntry, path: Path | None) -> SAM2Base | Sam:
     if path is None:
         raise WeightsError(f"{known.name} needs a weights file.", "See: pipeline weights list")
     state, what = read_state(path), f"{path.name} and {known.name}"
+    if known.adapter:
+        from stages.models.adapters import load_adapter
+
+        base = sam2_entry(known.base)
+        of_base = None if base.source == "random" else WeightsFolder().verified_path(base.name)
+        adapted: Any = assemble(base, of_base, streamlined=False)
+        load_adapter(adapted, known.adapter, state, what)
+        return adapted
     if known.source == "shipped":
         from stages.models import sam2_lite0
 
         network = instantiate_seeded(sam2_lite0.lite0_config(known.architecture, known.image_px))
-        sam2_lite0.load_lite0_parts(network, state, what)
+        sam2_lite0.load_lite0_parts(network, state, what, streamlined=streamlined)
     elif known.kind == "sam":
         from stages.models.sam1 import build_sam
 

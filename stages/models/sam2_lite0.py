@@ -35,6 +35,7 @@ class Lite0Trunk(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._scales = [QUIET / std for std in TRUNK_STDS]
+        self.streamlined = False
         self.net = timm.create_model(
             "tf_efficientnet_lite0", pretrained=False, features_only=True, out_indices=(1, 2, 3, 4)
         )
@@ -42,8 +43,13 @@ class Lite0Trunk(nn.Module):
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Encode normalised pixels, (B, 3, H, W) -> four maps, fine to coarse."""
-        maps: list[Tensor] = self.net(mirrored(pixels.contiguous(memory_format=torch.channels_last)))
-        return [mirrored(m) * scale for m, scale in zip(maps, self._scales, strict=True)]
+        turned = mirrored if self.streamlined else _as_it_is
+        maps: list[Tensor] = self.net(turned(pixels.contiguous(memory_format=torch.channels_last)))
+        return [turned(m) * scale for m, scale in zip(maps, self._scales, strict=True)]
+
+
+def _as_it_is(maps: Tensor) -> Tensor:
+    return maps
 
 
 def lite0_config(architecture: str, image_px: int) -> Any:
@@ -62,7 +68,7 @@ def lite0_config(architecture: str, image_px: int) -> Any:
     return config
 
 
-def load_lite0_parts(network: SAM2Base, trained: Mapping[str, Tensor], what: str) -> None:
+def load_lite0_parts(network: SAM2Base, trained: Mapping[str, Tensor], what: str, *, streamlined: bool = True) -> None:
     """Load the trunk from its package, and the trained parts from the shipped file, each strictly.
 
     Parameters
@@ -73,19 +79,28 @@ def load_lite0_parts(network: SAM2Base, trained: Mapping[str, Tensor], what: str
         Keys begin with `neck.`, `prompt.` or `decoder.`.
     what : str
         File and architecture, for messages.
+    streamlined : bool
+        See `load_trunk`.
 
     Raises
     ------
     WeightsError
         If the package is missing, or a key or shape differs.
     """
-    load_trunk(network)
+    load_trunk(network, streamlined=streamlined)
     load_strictly(trained_parts(network), trained, what)
     network.no_mem_embed.zero_()
 
 
-def load_trunk(network: SAM2Base) -> None:
+def load_trunk(network: SAM2Base, *, streamlined: bool = True) -> None:
     """Load the trunk of a network built from `lite0_config`, strictly, from its package.
+
+    Parameters
+    ----------
+    network : SAM2Base
+        Changed in place.
+    streamlined : bool
+        Rearranged for speed; then no gradient passes through it.
 
     Raises
     ------
@@ -96,7 +111,9 @@ def load_trunk(network: SAM2Base) -> None:
     trunk = {k: v for k, v in load_lite0_state().items() if not k.startswith(head)}
     net = network.image_encoder.trunk.net
     load_strictly(net, trunk, "EfficientNet-Lite0")
-    streamline(net)
+    network.image_encoder.trunk.streamlined = streamlined
+    if streamlined:
+        streamline(net)
     net.to(memory_format=torch.channels_last)
 
 

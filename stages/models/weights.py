@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from manifests.errors import WeightsError
 from manifests.fingerprint import digest_file
-from stages.models.registry import MODELS, OPEN_CLIP_PREFIX, Kind, ModelEntry, PackageFile, Source, entry
+from stages.models.registry import MODELS, PREFIXES, Kind, ModelEntry, PackageFile, Source, entry
 from stages.models.verified import SHIPPED, has_file, package_file, verified, verified_package_file, where_to_get
 
 ENVIRONMENT = "MEDFOCUS_WEIGHTS"
@@ -149,7 +149,8 @@ class WeightsFolder:
         """
         known = entry(name)
         own = {name: self._own_digest(known)} if has_file(known) else {}
-        return own | {f"{p.package}/{p.path}": p.sha256 for p in known.packages}
+        of_base = self.digests(known.base) if known.base else {}
+        return own | of_base | {f"{p.package}/{p.path}": p.sha256 for p in known.packages}
 
     def check(self, name: str) -> dict[str, str]:
         """Read every file of a model and return the digests, if they are those of registry and record.
@@ -164,6 +165,8 @@ class WeightsFolder:
             self.verified_path(name)
         for file in known.packages:
             self.package_path(file)
+        if known.base:
+            self.check(known.base)
         return self.digests(name)
 
     def verified_path(self, name: str) -> Path:
@@ -215,8 +218,7 @@ class WeightsFolder:
         return self.root / f"{_stem(name)}.json"
 
     def _added_names(self) -> set[str]:
-        prefix = _stem(OPEN_CLIP_PREFIX)
-        return {OPEN_CLIP_PREFIX + p.stem.removeprefix(prefix) for p in self.root.glob(f"{prefix}*.json")}
+        return {p + f.stem.removeprefix(_stem(p)) for p in PREFIXES for f in self.root.glob(f"{_stem(p)}*.json")}
 
     def _row(self, known: ModelEntry) -> ModelRow:
         try:

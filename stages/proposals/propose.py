@@ -21,7 +21,7 @@ from torch import Tensor
 
 from stages.images import Placement
 from stages.models.sam2 import all_three, best_of_three, single_mask
-from stages.models.sam2_card import CORNERS, INSIDE
+from stages.models.sam2_card import CORNERS, INSIDE, NOTHING
 from stages.proposals.bits import unpack
 from stages.proposals.candidates import ScoredMasks, best, concatenate, distinct, no_masks, score_masks
 from stages.proposals.prompts import centre_point, content_box, point_grid
@@ -102,7 +102,8 @@ class Proposer:
         features = self.model.encode(torch.from_numpy(np.stack(canvases)))
         self.seconds["encode"] += time.perf_counter() - began
         s = self.settings
-        found = self._dense(features, placements) if s.prompting == "dense" else self._sparse(features, placements)
+        ways = {"dense": self._dense, "coarse-to-fine": self._sparse, "unprompted": self._unprompted}
+        found = ways[s.prompting](features, placements)
         middles, boxes = (np.stack([f(p) for p in placements]) for f in (centre_point, content_box))
         at_middle = self._masks(features, middles, (INSIDE,), placements, best_of_three).masks
         in_box = self._masks(features, boxes, CORNERS, placements, single_mask).masks
@@ -116,6 +117,10 @@ class Proposer:
     def _dense(self, features: ImageFeatures, placements: Sequence[Placement]) -> list[ScoredMasks]:
         grids = np.stack([self._grid(p, self.settings.points_per_side) for p in placements])
         return self._masks(features, grids, (INSIDE,), placements, self._confident, self.settings.min_stability).masks
+
+    def _unprompted(self, features: ImageFeatures, placements: Sequence[Placement]) -> list[ScoredMasks]:
+        nowhere = np.zeros((len(placements), 1, 1, 2), np.float32)
+        return self._masks(features, nowhere, (NOTHING,), placements, single_mask, min_stability=0.0).masks
 
     def _sparse(self, features: ImageFeatures, placements: Sequence[Placement]) -> list[ScoredMasks]:
         """Coarse to fine."""

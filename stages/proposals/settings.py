@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.base import Settings
+from stages.models.registry import is_adapted
 
 
 class ProposalsSettings(Settings):
@@ -22,8 +23,9 @@ class ProposalsSettings(Settings):
     """Side of the square on which masks live, in pixels."""
     points_per_side: int = Field(default=6, ge=1, le=64)
     """The grid has this number squared of point prompts over the image (never over the padding)."""
-    prompting: Literal["dense", "coarse-to-fine"] = "dense"
-    """All points of the grid; or first half as many along each side, then those of the grid that may find more."""
+    prompting: Literal["dense", "coarse-to-fine", "unprompted"] = "dense"
+    """All points of the grid; or first half as many along each side, then those of the grid that may find more; or
+    the one mask that the model gives without a prompt, whatever its scores, as adapted models are trained to."""
     min_predicted_iou: float = Field(default=0.4, ge=0, le=1)
     """Candidates below are dropped."""
     min_stability: float = Field(default=0.3, ge=0, le=1)
@@ -37,3 +39,9 @@ class ProposalsSettings(Settings):
     max_candidates: int = Field(default=32, ge=1, le=256)
     """Best kept candidates by predicted IoU times stability."""
     precision: Literal["float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _adapted_is_not_prompted(self) -> Self:
+        if is_adapted(self.model) and self.prompting != "unprompted":
+            raise ValueError(f"{self.model} takes no prompt, so that prompting is 'unprompted', not {self.prompting!r}")
+        return self

@@ -255,19 +255,6 @@ def test_images_that_do_not_fit_are_encoded_in_halves(tiny, monkeypatch) -> None
     assert sizes == [6, 3, 2, 1, 3, 2, 1]
 
 
-def test_adapter_changes_the_network_and_is_named_in_the_card(tiny) -> None:
-    def shift(network: torch.nn.Module) -> dict[str, float]:
-        with torch.no_grad():
-            network.sam_mask_decoder.iou_prediction_head.layers[-1].bias += 1.0
-        return {"shift": 1.0}
-
-    adapted = load_segmenter("sam2-tiny-untrained", "cpu", adapt=shift)
-    assert adapted.card == tiny.card | {"adapter": {"shift": 1.0}}
-    image, point = torch.from_numpy(noise(0, TINY_PX)[None]), torch.tensor([[[[100.0, 100.0]]]])
-    scores = [m.decode(m.encode(image), point, torch.ones(1, 1, 1)).predicted_iou for m in (tiny, adapted)]
-    assert bool((scores[1] > scores[0] + 0.05).all())
-
-
 @pytest.mark.slow
 def test_compiled_encoder_gives_the_same_features(tiny) -> None:
     compiled = load_segmenter("sam2-tiny-untrained", "cpu", compiled=True)
