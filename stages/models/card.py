@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from manifests.errors import StoreError, WeightsError
-from stages.models.registry import Features, entry
+from stages.models.registry import HALF, Features, entry
 from stages.models.weights import WeightsFolder
 
 OPENAI_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
@@ -40,6 +40,39 @@ TIMM: Final[Mapping[str, tuple[int, int, str]]] = {
     "swinv2_tiny_window8_256": (768, 8, "bicubic"),
 }
 """Entries of a vector, cells of a side, and interpolation of the timm backbones at their own size."""
+
+
+class Medical(NamedTuple):
+    """One two-tower model of medicine, see `medical`."""
+
+    family: str
+    """Key of `medical.NAMES`."""
+    trunk: str
+    """`vit`, `swin` or `resnet`."""
+    width: int
+    """Entries of a vector before the projection."""
+    side: int
+    """Cells of a side."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    cased: bool
+    """Whether its text tower tells capitals."""
+    activation: str
+    pad: int = 0
+    """Number of the word piece that fills up."""
+
+
+GREY: Final = ((0.5862785803043838,) * 3, (0.27950088968644304,) * 3)
+"""Mean and standard deviation of MedCLIP's chest X-rays, the same for every channel."""
+
+MEDICAL: Final[Mapping[str, Medical]] = {
+    "biomedclip": Medical("biomedclip", "vit", 768, 14, OPENAI_MEAN, OPENAI_STD, cased=False, activation="gelu"),
+    "medclip-vit": Medical("medclip", "swin", 768, 7, *GREY, cased=True, activation="gelu"),
+    "medclip-resnet": Medical("medclip", "resnet", 2048, 7, *GREY, cased=True, activation="relu"),
+    "cxr-clip-swin": Medical("cxr-clip", "swin", 768, 7, *HALF, cased=True, activation="gelu"),
+    "cxr-clip-resnet": Medical("cxr-clip", "resnet", 2048, 7, *HALF, cased=True, activation="relu"),
+}
+"""By architecture; all see 224 px and project to 512 entries."""
 
 ACTIVATION_BYTES: Final = 64_000_000
 """Upper bound of what one image needs inside an image tower, in bytes."""
@@ -79,6 +112,8 @@ def feature_dims(name: str) -> dict[str, int]:
     """Entries of a model's vectors by kind of features: `trunk`, and `projected` where there is a text tower."""
     if entry(name).kind == "timm":
         return {"trunk": TIMM[entry(name).architecture][0]}
+    if entry(name).kind == "medical":
+        return {"trunk": MEDICAL[entry(name).architecture].width, "projected": 512}
     config = architecture_config(entry(name).architecture)
     return {"trunk": config["vision_cfg"].get("width", LITE0_WIDTH), "projected": config["embed_dim"]}
 
@@ -87,6 +122,8 @@ def token_grid(name: str) -> tuple[int, int]:
     """Rows and columns of the tokens that a model gives for one image."""
     if entry(name).kind == "timm":
         return (TIMM[entry(name).architecture][1],) * 2
+    if entry(name).kind == "medical":
+        return (MEDICAL[entry(name).architecture].side,) * 2
     vision = architecture_config(entry(name).architecture)["vision_cfg"]
     cells = vision["image_size"] // vision.get("patch_size", 32)
     return cells, cells
@@ -118,7 +155,7 @@ def has_attention(name: str) -> bool:
     WeightsError
         If the model is unknown.
     """
-    if entry(name).kind == "timm":
+    if entry(name).kind in ("timm", "medical"):
         return False
     return "timm_model_name" not in architecture_config(entry(name).architecture)["vision_cfg"]
 
@@ -158,6 +195,15 @@ def model_card(name: str, precision: str, features: Features | None = None) -> d
             "std": list(std),
             "interpolation": TIMM[known.architecture][2],
             "untrained": known.source == "random",
+        }
+    elif known.kind == "medical":
+        medical = MEDICAL[known.architecture]
+        card |= {
+            "activation": medical.activation,
+            "image_px": known.image_px,
+            "mean": list(medical.mean),
+            "std": list(medical.std),
+            "interpolation": "bicubic",
         }
     else:
         config = architecture_config(known.architecture)

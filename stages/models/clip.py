@@ -66,6 +66,8 @@ class ClipModel:
         self._device = torch.device(device)
         self._dtype: torch.dtype = getattr(torch, card["dtype"])
         self._projection = image.projection.to(self._device)
+        bias = getattr(image, "projection_bias", None)
+        self._projection_bias: Tensor | None = None if bias is None else bias.to(self._device)
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(card["mean"], device=self._device).mul(255).view(shape)
         self._std = torch.tensor(card["std"], device=self._device).mul(255).view(shape)
@@ -132,7 +134,10 @@ class ClipModel:
         return F.normalize(unit @ self._projection.to(unit.device).T, dim=-1) if features == "trunk" else unit
 
     def _in_space(self, trunk: Tensor, features: Features) -> Tensor:
-        return trunk.float() @ self._projection if features == "projected" else trunk.float()
+        if features == "trunk":
+            return trunk.float()
+        projected: Tensor = trunk.float() @ self._projection
+        return projected if self._projection_bias is None else projected + self._projection_bias
 
     def _forward(self, pixels: Tensor, bias: Bias | None) -> TrunkOutput:
         """Run the tower, on parts of a batch that does not fit the device's memory."""
@@ -175,10 +180,11 @@ def load_clip(name: str, device: str, precision: str, *, compiled: bool = False)
 
 def _loader(name: str) -> Callable[[str, str], Any]:
     """What loads the towers of a model."""
-    from stages.models import lite0_minilm, open_clip_files, timm_files
+    from stages.models import lite0_minilm, medical, open_clip_files, timm_files
 
-    if entry(name).kind == "timm":
-        return timm_files.load_towers
+    of_kind: dict[str, Callable[[str, str], Any]] = {"timm": timm_files.load_towers, "medical": medical.load_towers}
+    if entry(name).kind in of_kind:
+        return of_kind[entry(name).kind]
     return lite0_minilm.load_towers if name == lite0_minilm.NAME else open_clip_files.load_towers
 
 

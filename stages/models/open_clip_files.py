@@ -9,11 +9,12 @@ registry's names of OpenAI's models fix QuickGELU, and under `open_clip:<ModelNa
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import open_clip
+import torch
 from torch import Tensor
 
 from manifests.errors import WeightsError
@@ -22,6 +23,27 @@ from stages.models.checkpoints import load_strictly, read_state
 from stages.models.registry import entry
 from stages.models.towers import TextEncoder, VitTower
 from stages.models.weights import WeightsFolder
+
+TRANSPOSED: Final = {"visual_projection.weight": "visual.proj", "text_projection.weight": "text_projection"}
+"""Projections, which open_clip keeps the other way round."""
+FROM_TRANSFORMERS: Final = (
+    ("visual.conv1.", "vision_model.embeddings.patch_embedding."),
+    ("visual.class_embedding", "vision_model.embeddings.class_embedding"),
+    ("visual.positional_embedding", "vision_model.embeddings.position_embedding.weight"),
+    ("visual.ln_pre.", "vision_model.pre_layrnorm."),
+    ("visual.ln_post.", "vision_model.post_layernorm."),
+    ("visual.transformer.resblocks.", "vision_model.encoder.layers."),
+    ("token_embedding.", "text_model.embeddings.token_embedding."),
+    ("positional_embedding", "text_model.embeddings.position_embedding.weight"),
+    ("ln_final.", "text_model.final_layer_norm."),
+    ("transformer.resblocks.", "text_model.encoder.layers."),
+    (".attn.", ".self_attn."),
+    (".ln_1.", ".layer_norm1."),
+    (".ln_2.", ".layer_norm2."),
+    (".mlp.c_fc.", ".mlp.fc1."),
+    (".mlp.c_proj.", ".mlp.fc2."),
+)
+"""Keys of open_clip's models, and of transformers' CLIPModel."""
 
 
 def load_towers(name: str, device: str) -> tuple[VitTower, Callable[[], TextEncoder]]:
@@ -77,9 +99,31 @@ def load_checked(architecture: str, path: Path) -> Any:
             f"{path.name} is a TorchScript archive, as OpenAI published its models: it holds code, which is not run.",
             "Get open_clip_model.safetensors of the same model instead.",
         )
-    state = {key.removeprefix("module."): value for key, value in read_state(path).items()}
+    state = from_transformers({key.removeprefix("module."): value for key, value in read_state(path).items()})
     load_strictly(model, state, f"{path.name} and {architecture}")
     return model
+
+
+def from_transformers(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Rename the keys of transformers' CLIPModel to open_clip's; a state dict of open_clip's stays as it is."""
+    if "visual_projection.weight" not in state:
+        return state
+    found: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if key in TRANSPOSED:
+            found[TRANSPOSED[key]] = value.T
+        elif not key.endswith("position_ids"):
+            found[_renamed(key)] = value
+    for key in [key for key in found if ".attn.q_proj." in key]:
+        parts = [found.pop(key.replace(".q_proj.", f".{part}_proj."), value[:0]) for part in "qkv"]
+        found[key.replace(".q_proj.", ".in_proj_")] = torch.cat(parts)
+    return found
+
+
+def _renamed(key: str) -> str:
+    for ours, theirs in FROM_TRANSFORMERS:
+        key = key.replace(theirs, ours, 1)
+    return key
 
 
 def build(architecture: str) -> Any:

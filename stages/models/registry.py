@@ -16,7 +16,7 @@ from manifests.errors import WeightsError
 Features = Literal["trunk", "projected"]
 """Image features before (`trunk`) or after (`projected`) CLIP's projection."""
 
-Kind = Literal["sam", "sam2", "open_clip", "timm"]
+Kind = Literal["sam", "sam2", "open_clip", "medical", "timm", "vocabulary"]
 AdapterKind = Literal["sam-adapter", "samed"]
 Source = Literal["shipped", "package", "file", "random"]
 
@@ -75,7 +75,7 @@ class ModelEntry:
     packages: tuple[PackageFile, ...] = ()
     """Files of weights packages that the model needs as well."""
     base: str = ""
-    """Name of the SAM2 that this one adapts, whose weights it needs as well."""
+    """Name of another entry whose file it needs as well: the SAM2 that it adapts, or its vocabulary."""
     adapter: AdapterKind | Literal[""] = ""
     """How it does; an adapted model is not prompted."""
 
@@ -163,6 +163,32 @@ def _openai(name: str, architecture: str, timm_name: str) -> ModelEntry:
         image_px=224,
         note="CLIP of OpenAI, QuickGELU, MIT",
         origin=f"timm/{timm_name} on Hugging Face",
+    )
+
+
+def _medical(name: str, file: str, vocabulary: str, note: str, origin: str) -> ModelEntry:
+    return ModelEntry(
+        name=name,
+        kind="medical",
+        source="file",
+        architecture=name,
+        file=file,
+        image_px=224,
+        note=note,
+        origin=origin,
+        base=vocabulary,
+    )
+
+
+def _vocabulary(name: str, origin: str) -> ModelEntry:
+    return ModelEntry(
+        name=name,
+        kind="vocabulary",
+        source="file",
+        architecture="WordPiece",
+        file="vocab.txt",
+        note="word pieces of a text tower",
+        origin=f"{origin} on Hugging Face",
     )
 
 
@@ -258,6 +284,45 @@ MODELS: Final[tuple[ModelEntry, ...]] = (
     _openai("clip-vit-b-32", "ViT-B-32-quickgelu", "vit_base_patch32_clip_224.openai"),
     _openai("clip-vit-b-16", "ViT-B-16-quickgelu", "vit_base_patch16_clip_224.openai"),
     _openai("clip-vit-l-14", "ViT-L-14-quickgelu", "vit_large_patch14_clip_224.openai"),
+    ModelEntry(
+        name="pubmedclip-vit-b-32",
+        kind="open_clip",
+        source="file",
+        architecture="ViT-B-32-quickgelu",
+        file="pytorch_model.bin",
+        image_px=224,
+        note="PubMedCLIP (arXiv 2112.13906), CLIP fine-tuned on ROCO, MIT",
+        origin="flaviagiammarino/pubmed-clip-vit-base-patch32 on Hugging Face",
+    ),
+    _medical(
+        "biomedclip",
+        "open_clip_pytorch_model.bin",
+        "pubmedbert-vocabulary",
+        "BiomedCLIP (arXiv 2303.00915), ViT-B/16 and PubMedBERT, MIT",
+        "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224 on Hugging Face",
+    ),
+    *(
+        _medical(
+            f"medclip-{trunk}",
+            "pytorch_model.bin",
+            "bioclinicalbert-vocabulary",
+            f"MedCLIP (arXiv 2210.10163), {what} and BioClinicalBERT, chest X-rays",
+            "the authors' MedCLIP package, which downloads it",
+        )
+        for trunk, what in (("vit", "Swin-T"), ("resnet", "ResNet-50"))
+    ),
+    *(
+        _medical(
+            f"cxr-clip-{trunk}",
+            "",
+            "bioclinicalbert-vocabulary",
+            f"CXR-CLIP (arXiv 2310.13292), {what} and BioClinicalBERT, chest X-rays",
+            "the authors' page, kakaobrain/cxr-clip on GitHub",
+        )
+        for trunk, what in (("swin", "Swin-T"), ("resnet", "ResNet-50"))
+    ),
+    _vocabulary("pubmedbert-vocabulary", "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"),
+    _vocabulary("bioclinicalbert-vocabulary", "emilyalsentzer/Bio_ClinicalBERT"),
     ModelEntry(
         name="lite0",
         kind="timm",

@@ -22,6 +22,7 @@ from stages.models.verified import SHIPPED, has_file, package_file, verified, ve
 
 ENVIRONMENT = "MEDFOCUS_WEIGHTS"
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
+VOCABULARY_SUFFIX = ".txt"
 
 
 class WeightsRecord(BaseModel):
@@ -90,8 +91,9 @@ class WeightsFolder:
         known = entry(name)
         if known.source != "file":
             raise WeightsError(f"The weights of {name} are fixed; no file can be added.", "See: pipeline weights list")
-        if not file.is_file() or file.suffix not in SUFFIXES:
-            raise WeightsError(f"{file}: expected a file that ends in {', '.join(SUFFIXES)}.", where_to_get(known))
+        suffixes = (VOCABULARY_SUFFIX,) if known.kind == "vocabulary" else SUFFIXES
+        if not file.is_file() or file.suffix not in suffixes:
+            raise WeightsError(f"{file}: expected a file that ends in {', '.join(suffixes)}.", where_to_get(known))
         with self._writing():
             self.root.mkdir(parents=True, exist_ok=True)
             aside = self.root / f".{uuid.uuid4().hex}{file.suffix}"
@@ -256,6 +258,14 @@ def check_fits(known: ModelEntry, file: Path) -> None:
         from stages.models import timm_files
 
         timm_files.load_checked(known.architecture, file)
+    elif known.kind == "medical":
+        from stages.models import medical
+
+        medical.load_checked(known.architecture, file)
+    elif known.kind == "vocabulary":
+        from stages.models import medical
+
+        medical.read_vocabulary(file)
     else:
         from stages.models.open_clip_files import load_checked
 
