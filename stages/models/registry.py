@@ -16,7 +16,7 @@ from manifests.errors import WeightsError
 Features = Literal["trunk", "projected"]
 """Image features before (`trunk`) or after (`projected`) CLIP's projection."""
 
-Kind = Literal["sam", "sam2", "open_clip", "medical", "timm", "vocabulary"]
+Kind = Literal["sam", "sam2", "clipseg", "open_clip", "medical", "timm", "vocabulary"]
 AdapterKind = Literal["sam-adapter", "samed"]
 Source = Literal["shipped", "package", "file", "random"]
 
@@ -261,6 +261,16 @@ MODELS: Final[tuple[ModelEntry, ...]] = (
         "MedSAM, ViT-B, trained on boxes: points mean little to it (arXiv 2304.12306), Apache-2.0",
         "wanglab/medsam-vit-base on Hugging Face",
         UNCHANGED,
+    ),
+    ModelEntry(
+        name="clipseg",
+        kind="clipseg",
+        source="file",
+        architecture="clipseg-rd64-refined",
+        file="model.safetensors",
+        image_px=352,
+        note="CLIPSeg (arXiv 2112.10003), masks of texts, Apache-2.0",
+        origin="CIDAS/clipseg-rd64-refined on Hugging Face",
     ),
     ModelEntry(
         name="sam2-tiny-untrained",

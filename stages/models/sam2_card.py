@@ -34,9 +34,9 @@ def segmenter_card(name: str, precision: str) -> dict[str, Any]:
     Raises
     ------
     WeightsError
-        If the model is unknown, is neither SAM nor SAM2, or its file was not added.
+        If the model is unknown, makes no masks, or its file was not added.
     """
-    known = sam2_entry(name)
+    known = mask_source(name)
     mean, std = known.mean_std
     return {
         "name": name,
@@ -49,6 +49,20 @@ def segmenter_card(name: str, precision: str) -> dict[str, Any]:
         "precision": precision,
         "hole_filling": False,
     }
+
+
+def mask_source(name: str) -> ModelEntry:
+    """Look up a model that makes masks, by name.
+
+    Raises
+    ------
+    WeightsError
+        If there is no such model, or it is of another kind.
+    """
+    known = entry(name)
+    if known.kind not in ("sam", "sam2", "clipseg"):
+        raise WeightsError(f"{name} is neither SAM nor SAM2 nor CLIPSeg.", "See: pipeline weights list")
+    return known
 
 
 def sam2_entry(name: str) -> ModelEntry:

@@ -258,6 +258,10 @@ def check_fits(known: ModelEntry, file: Path) -> None:
         from stages.models import timm_files
 
         timm_files.load_checked(known.architecture, file)
+    elif known.kind == "clipseg":
+        from stages.models import clipseg
+
+        clipseg.load_checked(file)
     elif known.kind == "medical":
         from stages.models import medical
 

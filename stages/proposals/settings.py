@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
 from stages.base import Settings
 from stages.models.registry import is_adapted
+
+CLIPSEG: Final = "clipseg"
 
 
 class ProposalsSettings(Settings):
@@ -38,7 +40,22 @@ class ProposalsSettings(Settings):
     """Holes and islands of a mask with fewer pixels of the canvas are filled and dropped; 0 leaves all."""
     max_candidates: int = Field(default=32, ge=1, le=256)
     """Best kept candidates by predicted IoU times stability."""
+    texts: tuple[str, ...] = Field(
+        default=("a lesion", "a tumor", "a nodule", "an organ", "an abnormal region"), min_length=1
+    )
+    """Only for `clipseg`: each gives one candidate; no class of the data set belongs here."""
+    text_threshold: float = Field(default=0.5, gt=0, lt=1)
+    """Only for `clipseg`: chance from which on a pixel belongs to a text's mask."""
     precision: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def by_text(self) -> bool:
+        """Whether texts take the place of points."""
+        return self.model == CLIPSEG
+
+    def content(self) -> dict[str, Any]:
+        """What results depend on, as JSON values."""
+        return self.model_dump(mode="json", exclude=None if self.by_text else {"texts", "text_threshold"})
 
     @model_validator(mode="after")
     def _adapted_is_not_prompted(self) -> Self:

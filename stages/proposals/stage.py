@@ -13,12 +13,13 @@ from manifests.readers import BYTES_PER_PIXEL, MAX_PIXELS, ImageSource
 from manifests.types import ArraySpec, ChunkArrays, ImageRow, ItemOutcome, StageIdentity, UnitResult
 from stages.base import StageContext, ahead, empty_arrays, read_each, status_array
 from stages.images import Placement, letterbox
-from stages.models.sam2_card import DECODER_BYTES, ENCODER_BYTES_PER_PIXEL, sam2_entry, segmenter_card
+from stages.models.sam2_card import DECODER_BYTES, ENCODER_BYTES_PER_PIXEL, mask_source, segmenter_card
 from stages.models.weights import WeightsFolder
 from stages.proposals.arrays import FIXED, SCORES, UPSCALED_TOGETHER, output_specs
 from stages.proposals.settings import ProposalsSettings
 
 if TYPE_CHECKING:
+    from stages.proposals.by_text import TextProposer
     from stages.proposals.propose import Proposer
 
 LARGEST_IMAGE_BYTES = MAX_PIXELS * (BYTES_PER_PIXEL + 3)
@@ -42,7 +43,7 @@ class Proposals:
     def __init__(self, settings: ProposalsSettings, context: StageContext) -> None:
         self.settings = settings
         self.context = context
-        self.proposer: Proposer | None = None
+        self.proposer: Proposer | TextProposer | None = None
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -55,11 +56,11 @@ class Proposals:
         Raises
         ------
         WeightsError
-            If the model is unknown, is neither SAM nor SAM2, or its file was not added.
+            If the model is unknown, makes no masks, or its file was not added.
         """
-        known = sam2_entry(self.settings.model)
+        known = mask_source(self.settings.model)
         digests = WeightsFolder().digests(known.name)
-        return StageIdentity(self.name, self.version, self.settings.model_dump(mode="json"), digests)
+        return StageIdentity(self.name, self.version, self.settings.content(), digests)
 
     def outputs(self) -> tuple[ArraySpec, ...]:
         """Candidates and fixed masks as packed bits, their scores, placement, status; failed rows hold NaN scores."""
@@ -80,7 +81,7 @@ class Proposals:
         s = self.settings
         pixels = s.canvas_px**2
         row = sum(int(np.prod(a.item_shape)) * np.dtype(a.dtype).itemsize for a in self.outputs())
-        seen = sam2_entry(s.model).image_px ** 2
+        seen = mask_source(s.model).image_px ** 2
         batch = self.context.batch_items * (6 * pixels + seen * ENCODER_BYTES_PER_PIXEL)
         # Packed masks are held twice while they are joined; 12 bytes a pixel while some are upscaled and compared.
         # Three masks a point; coarse to fine, a quarter as many points come first, and a box for each region last.
@@ -89,7 +90,7 @@ class Proposals:
         return chunk_items * row + batch + DECODER_BYTES["cpu"] + masks + compared + 2 * LARGEST_IMAGE_BYTES
 
     def load(self, device: str) -> None:
-        """Load SAM2.
+        """Load the model.
 
         Raises
         ------
@@ -100,6 +101,12 @@ class Proposals:
         from stages.proposals.propose import Proposer
 
         s = self.settings
+        if s.by_text:
+            from stages.models.clipseg import load_text_segmenter
+            from stages.proposals.by_text import TextProposer
+
+            self.proposer = TextProposer(load_text_segmenter(s.model, s.texts, device), s)
+            return
         model = load_segmenter(s.model, device, s.precision, compiled=self.context.compiled)
         self.proposer = Proposer(model, s)
 
@@ -121,14 +128,16 @@ class Proposals:
         arrays["status"] = status_array(outcomes)
         return UnitResult(arrays, tuple(outcomes), {"read": waited} | proposer.seconds)
 
-    def _loaded(self) -> Proposer:
+    def _loaded(self) -> Proposer | TextProposer:
         if self.proposer is None:
             raise RuntimeError("call load() before process()")
         return self.proposer
 
 
 def _fill(
-    arrays: dict[str, NDArray[Any]], proposer: Proposer, ready: Mapping[int, tuple[NDArray[np.uint8], Placement]]
+    arrays: dict[str, NDArray[Any]],
+    proposer: Proposer | TextProposer,
+    ready: Mapping[int, tuple[NDArray[np.uint8], Placement]],
 ) -> None:
     """Write what is proposed for a batch of readable images into their rows."""
     if not ready:
