@@ -15,7 +15,7 @@ from manifests.errors import ConfigError
 from stages.base import Settings, StudySettings
 from stages.baselines.settings import BaselinesSettings
 from stages.embeddings.settings import EmbeddingsSettings
-from stages.finetune.settings import FinetuneConfig, SlcaConfig
+from stages.finetune.settings import FinetuneConfig, LoraConfig, SlcaConfig
 from stages.fusion.settings import FusionSettings
 from stages.masks.settings import MasksSettings, Policy
 from stages.methods import FORMS, TOKENS, variant_of, views_of
@@ -72,6 +72,7 @@ class RunConfig(Settings):
     baselines: BaselinesSettings = BaselinesSettings()
     finetune: FinetuneConfig = FinetuneConfig()
     slca: SlcaConfig = SlcaConfig()
+    lora: LoraConfig = LoraConfig()
     study: StudySettings = StudySettings()
     cluster: ClusterConfig = ClusterConfig()
 

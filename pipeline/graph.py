@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import product
+from typing import Any
 
 from manifests.errors import UsageError
 from pipeline.config import RunConfig
 from stages.base import Settings
 from stages.embeddings.settings import EmbeddingsSettings
-from stages.finetune.settings import Attention, FinetuneSettings, Schedule, SlcaSettings
+from stages.finetune.settings import Attention, FinetuneSettings, LoraSettings, Schedule, SlcaSettings
 from stages.methods import FOCUS, sees_masks, variant_of, views_of
-from stages.models.card import TIMM, side_px
+from stages.models.card import TIMM, Interpolation, seen_px, side_px
 from stages.models.registry import entry
-from stages.pictures.settings import GridsSettings, PicturesSettings
+from stages.pictures.settings import GridsSettings, PicturesSettings, PictureView
 
 MAP_STAGES = ("proposals", "masks", "tokens", "embeddings", "pictures", "grids")
-CELL_STAGES = ("texts", "fusion", "probes", "baselines", "finetune", "slca")
-SCORED_STAGES = ("probes", "baselines", "finetune", "slca")
+CELL_STAGES = ("texts", "fusion", "probes", "baselines", "finetune", "slca", "lora")
+SCORED_STAGES = ("probes", "baselines", "finetune", "slca", "lora")
 """Their cells have scores."""
 STAGE_CHOICES = (*MAP_STAGES, *CELL_STAGES, "one", "two", "all")
 MISSING = {
@@ -27,6 +28,7 @@ MISSING = {
     "finetune": 'Name backbones: finetune.models = ["lite0"].',
     "grids": 'Name backbones: slca.models = ["lite0"].',
     "slca": 'Name backbones: slca.models = ["lite0"].',
+    "lora": 'Name views: lora.views = ["original"].',
 }
 """What makes a configuration have a stage."""
 GROUPS = {"one": ("proposals", "masks"), "two": ("embeddings", "texts", "fusion", "probes"), "all": ("probes", "masks")}
@@ -68,44 +70,55 @@ def build_graph(config: RunConfig) -> tuple[Node, ...]:
     nodes.append(Node("baselines", "baselines", config.baselines, inputs, first))
     for backbone in config.baselines.backbones:
         nodes.extend(_backbone(config, first, backbone))
-    trained = [*_trained(config, first, "finetune"), *_trained(config, first, "slca")]
-    return (*nodes, *{node.key: node for node in trained}.values())
+    return (*nodes, *{node.key: node for node in _trained(config, first)}.values())
 
 
-def _trained(config: RunConfig, policy: str, form: Literal["finetune", "slca"]) -> Iterator[Node]:
-    """Classifiers that are trained end to end, after what they are shown; what several are shown comes several times.
+def _trained(config: RunConfig, policy: str) -> Iterator[Node]:
+    """What is trained on pictures, after what it is shown; what several are shown comes several times.
 
     Raises
     ------
     WeightsError
         If a backbone does not take squares of the side that is asked for.
     """
-    wanted = getattr(config, form)
     resize, canvas_px = config.embeddings.resize, config.embeddings.canvas_px
     schedule = {name: getattr(config.finetune, name) for name in Schedule.model_fields}
     attention = {name: getattr(config.slca, name) for name in Attention.model_fields}
-    for model in wanted.models:
+    for model, view in product(config.finetune.models, config.finetune.views):
+        pictures = _pictures(config, policy, view, model)
+        yield pictures
+        plain = FinetuneSettings(model=model, view=view, **schedule)
+        yield Node(f"finetune[{model}, {view}]", "finetune", plain, {"pictures": pictures.key}, policy, model)
+    for model, view in product(config.slca.models, config.slca.views):
+        pictures = _pictures(config, policy, view, model)
+        grids = GridsSettings(model=config.slca.encoder, grid=config.slca.grid, resize=resize, canvas_px=canvas_px)
+        yield from (pictures, Node("grids", "grids", grids, {}))
+        attended, inputs = SlcaSettings(model=model, view=view, **schedule, **attention), {"pictures": pictures.key}
+        yield Node(f"slca[{model}, {view}]", "slca", attended, {**inputs, "grids": "grids"}, policy, model)
+    for view in config.lora.views:
+        pictures = _pictures(config, policy, view, config.embeddings.model)
+        yield pictures
+        lora = LoraSettings(model=config.embeddings.model, view=view, **config.lora.model_dump(exclude={"views"}))
+        yield Node(f"lora[{view}]", "lora", lora, {"pictures": pictures.key}, policy)
+
+
+def _pictures(config: RunConfig, policy: str, view: PictureView, model: str) -> Node:
+    """One view as a model sees it."""
+    of_backbone = entry(model).kind == "timm"
+    px: int = seen_px(model)
+    interpolation: Interpolation = "bicubic"
+    if of_backbone:
         px, interpolation = side_px(model, config.finetune.image_px), TIMM[entry(model).architecture][2]
-        for view in wanted.views:
-            picture = f"pictures[{view}, {px} px, {interpolation}]"
-            pictures = PicturesSettings(
-                view=view,
-                image_px=px,
-                interpolation=interpolation,
-                resize=resize,
-                compositing=config.masks.compositing,
-                canvas_px=canvas_px,
-            )
-            yield Node(picture, "pictures", pictures, {"masks": f"masks[{policy}]"}, policy)
-            inputs, settings = {"pictures": picture}, FinetuneSettings(model=model, view=view, **schedule)
-            if form == "slca":
-                inputs["grids"] = "grids"
-                grids = GridsSettings(
-                    model=config.slca.encoder, grid=config.slca.grid, resize=resize, canvas_px=canvas_px
-                )
-                yield Node("grids", "grids", grids, {})
-                settings = SlcaSettings(**settings.model_dump(), **attention)
-            yield Node(f"{form}[{model}, {view}]", form, settings, inputs, policy, model)
+    settings = PicturesSettings(
+        view=view,
+        image_px=px,
+        interpolation=interpolation,
+        resize=config.embeddings.resize,
+        compositing=config.masks.compositing,
+        canvas_px=config.embeddings.canvas_px,
+    )
+    key = f"pictures[{view}, {px} px, {interpolation}]"
+    return Node(key, "pictures", settings, {"masks": f"masks[{policy}]"}, policy)
 
 
 def _backbone(config: RunConfig, policy: str, backbone: str) -> list[Node]:

@@ -21,6 +21,7 @@ REGISTRY: dict[str, str] = {
     "baselines": "stages.baselines.stage:Baselines",
     "finetune": "stages.finetune.stage:Finetune",
     "slca": "stages.finetune.stage:Slca",
+    "lora": "stages.finetune.lora:ClipLora",
 }
 
 

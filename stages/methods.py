@@ -16,8 +16,8 @@ FORMS: Final = (
     f"{', '.join(WITHOUT_VIEW)}, VIEWS, or {FOCUS}[-VARIANT][@VIEWS]; VIEWS are views joined by +, after @ also "
     f"{TOKENS}; VARIANT is {', '.join(VARIANTS[1:])}"
 )
-TRAINED: Final = ("finetune", "slca")
-"""Classifiers that are trained end to end, `FORM[@VIEW]`; without a view they see the original image."""
+TRAINED: Final = ("finetune", "slca", "clip-lora")
+"""What is trained on pictures, `FORM[@VIEW]`; without a view it sees the original image."""
 _TRAINED = re.compile(rf"(?:{'|'.join(TRAINED)})(?:@(?P<views>.+))?")
 _FOCUS = re.compile(rf"{FOCUS}(?:-(?P<variant>{'|'.join(VARIANTS)}))?(?:@(?P<views>.+))?")
 

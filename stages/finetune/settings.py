@@ -63,6 +63,53 @@ class SlcaSettings(FinetuneSettings, Attention):
     """The same, with features of a segmenter's encoder as spatially localised channel attention."""
 
 
+class Lora(Settings):
+    """CLIP-LoRA (arXiv 2405.18541): its hyperparameters, which it keeps for every data set."""
+
+    rank: int = Field(default=2, ge=1)
+    alpha: float = Field(default=1.0, gt=0)
+    """Updates are multiplied by alpha / rank."""
+    dropout: float = Field(default=0.25, ge=0, lt=1)
+    """Of what goes into an update, in training."""
+    learning_rate: float = Field(default=2e-4, gt=0)
+    """Falls as a cosine to 1e-6."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    batch_items: int = Field(default=32, ge=1)
+    steps_per_shot: int = Field(default=500, ge=1)
+    """Steps for each image a class, counted up to `most_shots`."""
+    most_shots: int = Field(default=16, ge=1)
+    smallest_crop: float = Field(default=0.08, gt=0, le=1)
+    """Share of the square that a training crop has at least; where the image tower is trained."""
+    flip: bool = False
+    """Mirror half of the training images. The paper does; left and right differ in most medical images."""
+    template: str = "a photo of a {}."
+    """Has one `{}` for the readable class name."""
+    temperature: float = Field(default=100.0, gt=0)
+    """tau, CLIP's exp(logit_scale)."""
+
+    @field_validator("template")
+    @classmethod
+    def _one_place(cls, value: str) -> str:
+        if value.count("{}") != 1:
+            raise ValueError(f"a template has exactly one {{}}, got {value!r}")
+        return value
+
+
+class LoraSettings(Lora):
+    """One two-tower model on one view."""
+
+    model: str = "lite0-minilm"
+    """Name in the registry."""
+    view: PictureView = "original"
+
+
+class LoraConfig(Lora):
+    """`[lora]`: the model is the embeddings'."""
+
+    views: tuple[PictureView, ...] = ()
+    """What it sees, each a method and a branch of its own; none, and it is not run."""
+
+
 class Backbones(Settings):
     """Which backbones a configuration asks for."""
 

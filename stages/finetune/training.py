@@ -170,8 +170,7 @@ class Trainer:
         pixels = (pictures.float().div_(255) - self._mean) / self._std
         there = place.to(self._device)
         if not torch.equal(place, whole(len(place))):
-            grid = F.affine_grid(there, list(pixels.shape), align_corners=False)
-            pixels = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+            pixels = crop(pixels, there)
         depths = [torch.from_numpy(depth[chosen]).to(self._device).float() for depth in shown.depths]
         logits: Tensor = self._model(pixels, there, depths)
         return logits
@@ -188,6 +187,12 @@ def rate(step: int, steps: int, warm_up: float) -> float:
 def whole(n: int) -> Tensor:
     """The whole picture, n times, as `affine_grid` has it, (n, 2, 3)."""
     return torch.eye(2, 3).expand(n, 2, 3)
+
+
+def crop(pixels: Tensor, place: Tensor) -> Tensor:
+    """Parts of pictures, (B, 3, px, px), at their own size, bilinearly; `place` as `random_places` gives it."""
+    grid = F.affine_grid(place, list(pixels.shape), align_corners=False)
+    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def random_places(n: int, smallest: float, generator: torch.Generator, flip: bool) -> Tensor:  # noqa: FBT001

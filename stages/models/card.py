@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from manifests.errors import StoreError, WeightsError
 from stages.models.registry import HALF, Features, entry
@@ -30,7 +30,9 @@ LITE0_MINILM: Final[Mapping[str, Any]] = {
 """Model configuration of open_clip's CustomTextCLIP; the text tower's folder is known only where it is installed."""
 LITE0_WIDTH: Final = 1280
 
-TIMM: Final[Mapping[str, tuple[int, int, str]]] = {
+Interpolation = Literal["bicubic", "bilinear"]
+
+TIMM: Final[Mapping[str, tuple[int, int, Interpolation]]] = {
     "tf_efficientnet_lite0": (LITE0_WIDTH, 7, "bicubic"),
     "resnet50": (2048, 7, "bicubic"),
     "res2net50_26w_4s": (2048, 7, "bilinear"),
@@ -127,6 +129,12 @@ def token_grid(name: str) -> tuple[int, int]:
     vision = architecture_config(entry(name).architecture)["vision_cfg"]
     cells = vision["image_size"] // vision.get("patch_size", 32)
     return cells, cells
+
+
+def seen_px(name: str) -> int:
+    """Side of the square that a model sees, in pixels."""
+    known = entry(name)
+    return known.image_px or int(architecture_config(known.architecture)["vision_cfg"]["image_size"])
 
 
 def side_px(name: str, wanted_px: int | None) -> int:

@@ -60,6 +60,7 @@ class ClipModel:
     ) -> None:
         self.name: str = card["name"]
         self.card = card
+        self._tower = image
         self._image = torch.compile(image) if compiled else image
         self._load_text = load_text
         self._text: TextEncoder | None = None
@@ -132,6 +133,19 @@ class ClipModel:
         """Bring what the text tower gives, (K, projected dim), into the space of the image features; unit vectors."""
         unit = F.normalize(vectors, dim=-1)
         return F.normalize(unit @ self._projection.to(unit.device).T, dim=-1) if features == "trunk" else unit
+
+    @property
+    def image_tower(self) -> ImageTower:
+        """The image tower as it was loaded, for training."""
+        return self._tower
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Pixels in 0..255, (B, 3, H, W), as the image tower sees them, float32 on its device."""
+        return (pixels.to(self._device).float() - self._mean) / self._std
+
+    def project(self, trunk: Tensor) -> Tensor:
+        """Bring what the image tower pools, (B, trunk dim), into the space of the texts, (B, projected dim)."""
+        return self._in_space(trunk, "projected")
 
     def _in_space(self, trunk: Tensor, features: Features) -> Tensor:
         if features == "trunk":

@@ -58,7 +58,7 @@ def sentence_encoder(encoder: HFTextEncoder, tokenizer: HFTokenizer, device: str
         used = int((tokens != encoder.config.pad_token_id).sum(dim=1).max())
         return tokens[:, :used].to(device)
 
-    return TextEncoder(encoder, tokenize, encoder.transformer.get_input_embeddings())
+    return TextEncoder(encoder, tokenize, encoder.transformer.get_input_embeddings(), encoder)
 
 
 def image_tower(state: Mapping[str, Tensor]) -> CnnTower:

@@ -274,4 +274,4 @@ def _encoder(text: BertText, words: Sequence[str], device: str, *, cased: bool) 
     def tokenize(texts: Sequence[str]) -> Tensor:
         return torch.tensor([e.ids for e in tokenizer.encode_batch(list(texts))], device=device)
 
-    return TextEncoder(text, tokenize, text.bert.get_input_embeddings())
+    return TextEncoder(text, tokenize, text.bert.get_input_embeddings(), text)

@@ -67,7 +67,7 @@ def load_towers(name: str, device: str) -> tuple[VitTower, Callable[[], TextEnco
             tokens: Tensor = tokenizer(list(texts)).to(device)
             return tokens
 
-        return TextEncoder(encoder.encode_text, tokenize, _embedding_of(encoder))
+        return TextEncoder(encoder.encode_text, tokenize, _embedding_of(encoder), encoder)
 
     return tower, load_text
 

@@ -30,6 +30,8 @@ class TextEncoder:
         Texts to ids on the tower's device, (K, n); the first of each row says that a text begins.
     embedding : nn.Embedding
         Where `forward` looks the ids up.
+    tower : nn.Module
+        Holds the weights that `forward` uses.
     """
 
     def __init__(
@@ -37,14 +39,20 @@ class TextEncoder:
         forward: Callable[[Tensor], Tensor],
         tokenize: Callable[[Sequence[str]], Tensor],
         embedding: nn.Embedding,
+        tower: nn.Module,
     ) -> None:
         self._forward = forward
+        self.tower = tower
         self.tokenize = tokenize
         self.embedding = embedding
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Encode texts."""
-        return self._forward(self.tokenize(texts))
+        return self.encode(self.tokenize(texts))
+
+    def encode(self, ids: Tensor) -> Tensor:
+        """Encode token ids, (K, n)."""
+        return self._forward(ids)
 
     def with_context(self, ids: Tensor, context: Tensor) -> Tensor:
         """Encode texts whose first tokens are given as vectors; gradients flow to them.

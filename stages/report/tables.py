@@ -27,6 +27,7 @@ METHODS: Final[Mapping[str, str]] = {
     "tip-adapter-f": "the same with trained keys",
     "coop": "zero-shot with learned words before the class name",
     "cocoop": "the same with words that depend on the image",
+    "clip-lora": "zero-shot with trained low-rank updates of the attention in both towers",
     "inverted": "control: logistic regression on the vector of all but the mask's part of the image",
     "random-box": "control: logistic regression on the vector of a box of the mask's area somewhere in the image",
     "shuffled": "control: logistic regression on the vector of the image under another patient's mask",
@@ -84,6 +85,8 @@ def description(method: str) -> str:
     if variant := variant_of(form):
         read = f", of {' and '.join(views_of(form))}" if views_of(form) else ""
         return f"logistic regression on M of the variant {variant}{read}{whose}"
+    if form.startswith("clip-lora@"):
+        return f"{METHODS['clip-lora']}, on the {' and '.join(views_of(form))} image"
     if form.partition("@")[0] in TRAINED:
         with_attention = ", with a segmenter's features as channel attention" if form.startswith("slca") else ""
         return f"{backbone} trained end to end on the {' and '.join(views_of(form))} image{with_attention}"

@@ -62,7 +62,7 @@ def open_clip_tower(architecture: dict[str, Any]) -> tuple[Any, ClipModel]:
     torch.manual_seed(0)
     network = open_clip.CLIP(**architecture).eval().requires_grad_(requires_grad=False)
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
-    tower = TextEncoder(network.encode_text, lambda texts: tokenizer(list(texts)), network.token_embedding)
+    tower = TextEncoder(network.encode_text, lambda texts: tokenizer(list(texts)), network.token_embedding, network)
 
     class Model:
         text_tower = tower
