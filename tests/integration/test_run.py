@@ -139,13 +139,57 @@ def test_backbones_are_branches_of_the_baselines(study: Study) -> None:
     chosen = ("--set", 'baselines.methods=["zero-shot"]', "--set", 'baselines.backbones=["resnet50-untrained"]')
     assert study.run(*chosen).out.count("Nothing to do") == 1  # the main study is complete without them
     done = study.run("--stage", "baselines", "--json", *chosen).json
-    assert done["committed"].keys() == {"baselines", "embeddings[resnet50-untrained]", "probes[resnet50-untrained]"}
-    assert done["committed"]["probes[resnet50-untrained]"] == 8
+    assert done["committed"].keys() == {
+        "baselines",
+        "embeddings[resnet50-untrained]",
+        "probes[resnet50-untrained]",
+        "fusion[resnet50-untrained]",
+    }
+    assert done["committed"]["probes[resnet50-untrained]"] == 3 * 4
     shown = study.cli("report", "--dataset", "phantoms", "--workdir", study.work, *QUICK, *chosen)
     assert shown.code == 0, shown.err
     assert "resnet50 (untrained) original" in shown.out
+    assert "resnet50 (untrained) medfocus" in shown.out
     page = Path(shown.out.rpartition("Report: ")[2].strip()).read_text("utf-8")
     assert "resnet50-untrained is untrained" in page
+
+
+def test_trained_classifiers_are_stages_of_their_own(study: Study) -> None:
+    chosen = tuple(
+        part
+        for setting in (
+            *('finetune.models=["lite0"]', 'finetune.views=["original", "masked"]', 'slca.models=["lite0"]'),
+            *('lora.views=["original"]', "finetune.image_px=32", "finetune.epochs=2", "finetune.min_steps=2"),
+            *("lora.steps_per_shot=2", "slca.encoder=sam2-tiny-untrained"),
+        )
+        for part in ("--set", setting)
+    )
+    assert study.run(*chosen).out.count("Nothing to do") == 1  # the main study is complete without them
+    done = study.run("--stage", "finetune", "--json", *chosen).json["committed"]
+    assert done == {
+        "pictures[original, 32 px, bicubic]": 5,
+        "finetune[lite0, original]": 4,
+        "pictures[masked, 32 px, bicubic]": 5,
+        "finetune[lite0, masked]": 4,
+    }
+    done = study.run("--stage", "slca", "--json", *chosen).json["committed"]
+    assert done == {"grids": 5, "slca[lite0, original]": 4}  # the pictures are there
+    done = study.run("--stage", "lora", "--json", *chosen).json["committed"]
+    assert done == {"pictures[original, 224 px, bicubic]": 5, "lora[original]": 4}
+    shown = study.cli("report", "--dataset", "phantoms", "--workdir", study.work, *QUICK, *chosen)
+    assert shown.code == 0, shown.err
+    for method in ("lite0 finetune ", "lite0 finetune@masked ", "lite0 slca ", "clip-lora "):
+        assert method in shown.out
+    page = Path(shown.out.rpartition("Report: ")[2].strip()).read_text("utf-8")
+    assert "trained end to end on the masked image" in page
+    again = study.run("--stage", "slca", *chosen, "--set", "slca.reduction=4", "--json")
+    assert again.json["committed"] == {"slca[lite0, original]": 4}
+
+
+def test_stage_without_models_says_what_to_set(study: Study) -> None:
+    refused = study.run("--stage", "slca")
+    assert refused.code == 2
+    assert 'slca.models = ["lite0"]' in refused.err
 
 
 def test_shots_and_forms_of_the_fusion_are_cells_of_their_own(study: Study) -> None:
