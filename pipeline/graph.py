@@ -12,10 +12,10 @@ from pipeline.config import RunConfig
 from stages.base import Settings
 from stages.embeddings.settings import EmbeddingsSettings
 from stages.finetune.settings import Attention, FinetuneSettings, LoraSettings, Schedule, SlcaSettings
-from stages.methods import FOCUS, sees_masks, variant_of, views_of
+from stages.methods import FOCUS, PictureView, sees_masks, variant_of, views_of
 from stages.models.card import TIMM, Interpolation, seen_px, side_px
 from stages.models.registry import entry
-from stages.pictures.settings import GridsSettings, PicturesSettings, PictureView
+from stages.pictures.settings import GridsSettings, PicturesSettings
 
 MAP_STAGES = ("proposals", "masks", "tokens", "embeddings", "pictures", "grids")
 CELL_STAGES = ("texts", "fusion", "probes", "baselines", "finetune", "slca", "lora")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, Literal
 
+PictureView = Literal["original", "masked", "overlay", "binary", "crop", "blur", "inverted", "random-box", "shuffled"]
+"""Views that are pictures of their own, so that a classifier can be trained on them."""
 FOCUS: Final = "medfocus"
 VARIANTS: Final = ("text-attn", "concat-mlp", "hadamard", "logits", "none")
 """Forms of F(T, I); the first goes without saying."""

@@ -22,12 +22,12 @@ from manifests.types import (
     expect_array,
 )
 from stages.base import StageContext, ahead, empty_arrays, status_array
-from stages.embeddings.reading import MaskedReader
 from stages.embeddings.settings import EmbeddingsSettings
-from stages.embeddings.views import TOKEN_VIEWS, MaskedCanvas, judge, pool
 from stages.models.card import ACTIVATION_BYTES, feature_dims, model_card, token_grid
 from stages.models.weights import WeightsFolder
+from stages.reading import MaskedReader
 from stages.shape import SHAPE
+from stages.views import TOKEN_VIEWS, MaskedCanvas, judge, pool
 
 if TYPE_CHECKING:
     from stages.models.clip import ClipModel

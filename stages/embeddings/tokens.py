@@ -14,10 +14,10 @@ from manifests.readers import ImageSource
 from manifests.types import ArraySpec, ChunkArrays, ImageRow, ItemOutcome, StageIdentity, UnitResult
 from stages.base import StageContext, ahead, empty_arrays, read_each, status_array
 from stages.embeddings.settings import TokensSettings
-from stages.embeddings.views import judge, model_box
 from stages.images import Placement, letterbox
 from stages.models.card import ACTIVATION_BYTES, feature_dims, model_card, token_grid
 from stages.models.weights import WeightsFolder
+from stages.views import judge, model_box
 
 if TYPE_CHECKING:
     from stages.models.clip import ClipModel

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from manifests.errors import ConfigError
-from manifests.types import Cell, StageIdentity
-from stages.base import StageContext, StageData
+from manifests.types import Cell
+from stages.base import StageData
 from stages.features import readable
+from stages.finetune.on_pictures import OnPictures
 from stages.finetune.settings import LoraSettings
 from stages.finetune.training import CPU_BATCH, crop, random_places, rate
-from stages.models.weights import WeightsFolder
 from stages.predictions import ScoredRows, write_results
 from stages.splits import Indices, check_fit_rows, class_indices, test_indices, train_indices
 
@@ -195,7 +195,7 @@ class LoraTraining:
         return F.normalize(self._text.encode(self._ids).float(), dim=1)
 
 
-class ClipLora:
+class ClipLora(OnPictures):
     """One training a fraction and seed, scored once on test.
 
     Parameters
@@ -207,35 +207,9 @@ class ClipLora:
     """
 
     name: ClassVar[str] = "lora"
-    version: ClassVar[int] = 1
+    method: ClassVar[str] = "clip-lora"
 
-    def __init__(self, settings: LoraSettings, context: StageContext) -> None:
-        self.settings = settings
-        self.context = context
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """The pictures."""
-        return ("pictures",)
-
-    def identity(self) -> StageIdentity:
-        """Settings, classes, digests of the model's weights, and fingerprints of the inputs."""
-        settings = self.settings.model_dump(mode="json") | {"classes": list(self.context.classes)}
-        weights = WeightsFolder().digests(self.settings.model)
-        return StageIdentity(self.name, self.version, settings, weights, dict(self.context.upstream))
-
-    def cells(self) -> tuple[Cell, ...]:
-        """The method with every fraction and seed."""
-        view = self.settings.view
-        return self.context.study.cells(("clip-lora" if view == "original" else f"clip-lora@{view}",))
-
-    def needs(self, cell: Cell) -> Mapping[str, Cell]:  # noqa: ARG002  none needs another
-        """No other cell."""
-        return {}
-
-    def reads(self, cell: Cell) -> tuple[str, ...]:  # noqa: ARG002  every cell reads the same
-        """The pictures."""
-        return ("picture", "status")
+    settings: LoraSettings
 
     def fit(self, cell: Cell, data: StageData, out: Path) -> Mapping[str, float]:
         """Write predictions.csv (test rows only), scores.json, history.csv and updates.safetensors.

@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from stages.base import Settings, some_and_distinct
+from stages.methods import PictureView
 from stages.models.registry import known_backbones
-from stages.pictures.settings import PictureView
 
 
 class Schedule(Settings):

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from manifests.types import Cell, StageIdentity
-from stages.base import StageContext, StageData
+from manifests.types import Cell
+from stages.base import StageData
+from stages.finetune.on_pictures import OnPictures
 from stages.finetune.settings import FinetuneSettings, SlcaSettings
 from stages.models.registry import entry
 from stages.models.sam2_card import depth_channels
-from stages.models.weights import WeightsFolder
 from stages.predictions import ScoredRows, write_results
 from stages.splits import check_fit_rows, class_indices, inner_folds, test_indices, train_indices
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from stages.finetune.training import Epoch, Shown
 
 
-class Finetune:
+class Finetune(OnPictures):
     """A timm backbone with a new head.
 
     Parameters
@@ -38,35 +38,9 @@ class Finetune:
     """
 
     name: ClassVar[str] = "finetune"
-    version: ClassVar[int] = 1
+    method: ClassVar[str] = "finetune"
 
-    def __init__(self, settings: FinetuneSettings, context: StageContext) -> None:
-        self.settings = settings
-        self.context = context
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """The pictures."""
-        return ("pictures",)
-
-    def identity(self) -> StageIdentity:
-        """Settings, classes, digests of the backbone's weights, and fingerprints of the inputs."""
-        settings = self.settings.model_dump(mode="json") | {"classes": list(self.context.classes)}
-        weights = WeightsFolder().digests(self.settings.model)
-        return StageIdentity(self.name, self.version, settings, weights, dict(self.context.upstream))
-
-    def cells(self) -> tuple[Cell, ...]:
-        """The method with every fraction and seed."""
-        view = self.settings.view
-        return self.context.study.cells((self.name if view == "original" else f"{self.name}@{view}",))
-
-    def needs(self, cell: Cell) -> Mapping[str, Cell]:  # noqa: ARG002  none needs another
-        """No other cell."""
-        return {}
-
-    def reads(self, cell: Cell) -> tuple[str, ...]:  # noqa: ARG002  every cell reads the same
-        """The pictures."""
-        return ("picture", "status")
+    settings: FinetuneSettings
 
     def fit(self, cell: Cell, data: StageData, out: Path) -> Mapping[str, float]:
         """Write predictions.csv (test rows only), scores.json and history.csv; the weights are not kept.
@@ -130,6 +104,7 @@ class Slca(Finetune):
     """
 
     name: ClassVar[str] = "slca"
+    method: ClassVar[str] = "slca"
 
     settings: SlcaSettings
 

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from manifests.readers import ImageSource
 from manifests.types import ArraySpec, ChunkArrays, ImageRow, ItemOutcome, StageIdentity, Status, UnitResult
 from stages.base import StageContext, ahead, empty_arrays, read_each, status_array
-from stages.embeddings.views import model_box
 from stages.images import letterbox
 from stages.models.sam2_card import ENCODER_BYTES_PER_PIXEL, depth_channels, sam2_entry, segmenter_card
 from stages.models.weights import WeightsFolder
 from stages.pictures.settings import GridsSettings
+from stages.views import model_box
 
 if TYPE_CHECKING:
     from stages.models.sam2 import Segmenter

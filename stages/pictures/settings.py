@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import Field
 
 from stages.base import Settings
+from stages.methods import PictureView
 
-PictureView = Literal["original", "masked", "overlay", "binary", "crop", "blur", "inverted", "random-box", "shuffled"]
 Resize = Literal["letterbox", "squash", "crop"]
 
 

@@ -12,9 +12,9 @@ import numpy as np
 from manifests.readers import ImageSource
 from manifests.types import ArraySpec, ChunkArrays, ImageRow, ItemOutcome, StageIdentity, UnitResult
 from stages.base import StageContext, ahead, empty_arrays, status_array
-from stages.embeddings.reading import MaskedReader
-from stages.embeddings.views import MaskedCanvas
 from stages.pictures.settings import PicturesSettings
+from stages.reading import MaskedReader
+from stages.views import MaskedCanvas
 
 
 class Pictures:

@@ -19,11 +19,11 @@ from stages.embeddings import tokens as tokens_module
 from stages.embeddings.settings import EmbeddingsSettings, TokensSettings
 from stages.embeddings.stage import Embeddings
 from stages.embeddings.tokens import Tokens
-from stages.embeddings.views import cell_coverage, donors, model_box, random_box, token_weights
 from stages.images import Placement, composite, content, letterbox, place
 from stages.models.card import architecture_config, check_same_card, feature_dims
 from stages.models.registry import entry
 from stages.shape import mask_shape
+from stages.views import cell_coverage, donors, model_box, random_box, token_weights
 
 S = 64
 GRID = (2, 2)

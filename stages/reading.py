@@ -12,8 +12,8 @@ from manifests.errors import ReadError
 from manifests.readers import ImageSource
 from manifests.types import ChunkArrays, ImageRow, ItemOutcome, Status, expect_array
 from stages.base import read_each
-from stages.embeddings.views import MaskedCanvas, donors
 from stages.images import Placement, content, fit_mask, letterbox
+from stages.views import MaskedCanvas, donors
 
 
 @dataclass(frozen=True, slots=True)
