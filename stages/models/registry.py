@@ -226,18 +226,33 @@ def _adapted(kind: AdapterKind, base: ModelEntry, note: str) -> ModelEntry:
     )
 
 
+def _shipped_adapter(kind: AdapterKind, file: str, sha256: str) -> ModelEntry:
+    """The same for `sam2-lite0`, with the file that ships."""
+    adapted = _adapted(
+        kind, SAM2_LITE0, f"{ADAPTERS[kind]} for sam2-lite0, trained on the masks of BUSI; research only"
+    )
+    return replace(adapted, source="shipped", file=file, sha256=sha256, origin="")
+
+
+SAM2_LITE0: Final = _lite0(
+    "sam2-lite0",
+    "21d8d00a3393e38adc22038c77f188eb56abc4388fae418204d26df15f4a3895",
+    "synthetic scenes and breast ultrasound (BUSI); research only",
+)
+
 _SIZES: Final = (("tiny", "t"), ("small", "s"), ("base_plus", "b+"), ("large", "l"))
 
 MODELS: Final[tuple[ModelEntry, ...]] = (
-    _lite0(
-        "sam2-lite0",
-        "21d8d00a3393e38adc22038c77f188eb56abc4388fae418204d26df15f4a3895",
-        "synthetic scenes and breast ultrasound (BUSI); research only",
-    ),
+    SAM2_LITE0,
     _lite0(
         "sam2-lite0-synthetic",
         "660bca9af912af60541b496612b31f9dc2390ad0659547ac20578a5fcad35655",
         "synthetic scenes alone",
+    ),
+    _shipped_adapter(
+        "sam-adapter",
+        "sam_adapter_lite0.safetensors",
+        "dead376794920daa28897ca0ef788d51b8dd31c37565372b9d3f7a01ffc2f2c4",
     ),
     *(_hiera("2.1", size, letter) for size, letter in _SIZES),
     *(_hiera("2", size, letter) for size, letter in _SIZES),

@@ -15,7 +15,7 @@ from manifests.errors import ConfigError, WeightsError
 from pipeline.config import load_config
 from stages.images import Placement
 from stages.models import weights
-from stages.models.adapters import attach, high_pass
+from stages.models.adapters import attach, high_pass, load_adapter
 from stages.models.registry import AdapterKind, entry
 from stages.models.sam2 import Segmenter, assemble, load_segmenter, single_mask
 from stages.models.sam2_card import NOTHING, segmenter_card
@@ -27,6 +27,7 @@ from stages.proposals.propose import Proposer
 from stages.proposals.settings import ProposalsSettings
 
 KINDS: tuple[AdapterKind, ...] = ("sam-adapter", "samed")
+SHIPPED: tuple[AdapterKind, ...] = ("sam-adapter",)
 TINY, LITE0 = "sam2-tiny-untrained", "sam2-lite0"
 PX = 128
 
@@ -58,6 +59,13 @@ def added(base: str, kind: AdapterKind, folder: Path, noise: float = 0.0) -> str
     name = f"{kind}:{base}"
     WeightsFolder().add(name, adapter_file(base, kind, folder / "adapter.safetensors", noise))
     return name
+
+
+def adapted(base: str, kind: AdapterKind, folder: Path, noise: float = 0.0) -> Segmenter:
+    """A model with a new adapter, as it is loaded."""
+    network, file = unadapted(base), adapter_file(base, kind, folder / "adapter.safetensors", noise)
+    load_adapter(network, kind, load_file(file), "the file of this test")
+    return Segmenter(entry(base), network, segmenter_card(base, "float32"), "cpu")
 
 
 def canvases(n: int, side: int = 256) -> torch.Tensor:
@@ -93,17 +101,17 @@ def training(kind: AdapterKind, steps: int) -> AdapterTraining:
 @pytest.mark.parametrize("base", [TINY, LITE0])
 def test_new_adapter_changes_nothing_and_a_moved_one_does(base, kind, tmp_path):
     expected = answer(load_segmenter(base, "cpu"), canvases(1))
-    fresh = answer(load_segmenter(added(base, kind, tmp_path), "cpu"), canvases(1))
+    fresh = answer(adapted(base, kind, tmp_path), canvases(1))
     scale = float(expected.abs().max())
     torch.testing.assert_close(fresh, expected, atol=2e-2 * scale, rtol=0)  # its file is in float16
-    moved = answer(load_segmenter(added(base, kind, tmp_path, noise=0.05), "cpu"), canvases(1))
+    moved = answer(adapted(base, kind, tmp_path, noise=0.05), canvases(1))
     assert (moved - expected).abs().max() > 5e-2 * scale
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("base", [TINY, LITE0])
 def test_image_alone_is_answered_as_among_others(base, kind, tmp_path):
-    model, images = load_segmenter(added(base, kind, tmp_path, noise=0.05), "cpu"), canvases(3)
+    model, images = adapted(base, kind, tmp_path, noise=0.05), canvases(3)
     network, pixels = model.network, model.normalised(images)
     together = network.forward_image(pixels)["backbone_fpn"]
     for index in range(3):
@@ -119,11 +127,11 @@ def test_image_alone_is_answered_as_among_others(base, kind, tmp_path):
 
 
 def test_lora_is_folded_into_the_weights(tmp_path):
-    adapted = load_segmenter(added(TINY, "samed", tmp_path, noise=0.05), "cpu").network
-    assert not any(isinstance(m, LoraLayer) for m in adapted.modules())
+    network = load_segmenter(added(TINY, "samed", tmp_path, noise=0.05), "cpu").network
+    assert not any(isinstance(m, LoraLayer) for m in network.modules())
     moved = [
         name
-        for (name, own), base in zip(adapted.named_parameters(), unadapted(TINY).parameters(), strict=True)
+        for (name, own), base in zip(network.named_parameters(), unadapted(TINY).parameters(), strict=True)
         if (own - base).abs().max() > 1e-3
     ]
     assert {n for n in moved if n.startswith("image_encoder.")} == {
@@ -131,7 +139,7 @@ def test_lora_is_folded_into_the_weights(tmp_path):
     }
     in_transformer = {n.rsplit(".", 2)[-2] for n in moved if ".transformer." in n}
     assert in_transformer == {"q_proj", "v_proj"}
-    assert all(not p.requires_grad for p in adapted.parameters())
+    assert all(not p.requires_grad for p in network.parameters())
 
 
 def test_high_pass_takes_the_middle_of_the_spectrum_out():
@@ -167,13 +175,15 @@ def test_name_of_an_adapter_needs_a_sam2(tmp_path):
     assert f"samed:{TINY}" in {row.name for row in WeightsFolder().list_models()}
 
 
-def test_card_and_digests_name_the_adapter_and_what_it_adapts(tmp_path):
-    name = added(LITE0, "sam-adapter", tmp_path)
+@pytest.mark.parametrize("kind", SHIPPED)
+def test_card_and_digests_name_the_adapter_and_what_it_adapts(kind):
+    name = f"{kind}:{LITE0}"
     digests = WeightsFolder().check(name)
     assert set(WeightsFolder().digests(LITE0)) < set(digests)
     assert name in digests
     card = segmenter_card(name, "float32")
-    assert "SAM-Adapter" in card["note"]
+    assert "BUSI" in card["note"]
+    assert load_segmenter(name, "cpu").card == card
     assert card["weights"] == digests
 
 
