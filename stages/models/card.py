@@ -60,8 +60,6 @@ class Medical(NamedTuple):
     cased: bool
     """Whether its text tower tells capitals."""
     activation: str
-    pad: int = 0
-    """Number of the word piece that fills up."""
 
 
 GREY: Final = ((0.5862785803043838,) * 3, (0.27950088968644304,) * 3)

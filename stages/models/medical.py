@@ -35,6 +35,8 @@ BERT: Final[dict[str, int]] = {
 """Size of both BERTs."""
 SWIN: Final[dict[str, Any]] = {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24]}
 """Swin-T, as transformers builds it."""
+PAD: Final = "[PAD]"
+"""Word piece that fills up; the first of every vocabulary of a BERT."""
 CONTEXT: Final = 256
 """Tokens of a text at most, the marks of its beginning and end among them."""
 WITHOUT_USE: Final = ("logit_scale", "position_ids", "text_encoder.text_encoder.pooler.", "cls.", "mlm_head.")
@@ -153,19 +155,17 @@ class BertText(nn.Module):
         Key of `NAMES`.
     vocabulary : int
         Number of word pieces.
-    pad : int
-        Index of the word piece that fills up; such places are not seen.
     biased : bool
         Whether the projection has a bias; BiomedCLIP's, of two layers, never has.
     """
 
-    def __init__(self, family: str, vocabulary: int, pad: int, *, biased: bool) -> None:
+    def __init__(self, family: str, vocabulary: int, *, biased: bool) -> None:
         from transformers import BertConfig, BertModel
 
         super().__init__()
         config = BertConfig(vocab_size=vocabulary, **BERT)
         self.bert: Any = BertModel(config, add_pooling_layer=family == "medclip")
-        width, self.family, self.pad = BERT["hidden_size"], family, pad
+        width, self.family = BERT["hidden_size"], family
         between = (width + PROJECTED) // 2
         self.projection: nn.Module = nn.Linear(width, PROJECTED, bias=biased)
         if family == "biomedclip":
@@ -174,7 +174,7 @@ class BertText(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Encode token ids, (K, n) -> (K, 512)."""
-        seen = ids != self.pad
+        seen = ids != 0  # PAD
         out = self.bert(input_ids=ids, attention_mask=seen.long(), output_hidden_states=True)
         last: Tensor = out.last_hidden_state
         if self.family == "biomedclip":
@@ -237,7 +237,7 @@ def load_checked(architecture: str, path: Path) -> tuple[MedicalTower, BertText]
     parts = nn.Module()
     parts.image = trunks[card.trunk]()
     parts.image.projection = nn.Linear(card.width, PROJECTED, bias="image.projection.bias" in state)
-    parts.text = BertText(card.family, vocabulary, card.pad, biased=biased)
+    parts.text = BertText(card.family, vocabulary, biased=biased)
     load_strictly(parts, state, what)
     parts.eval().requires_grad_(requires_grad=False)
     projection: Any = parts.image.projection
@@ -254,12 +254,13 @@ def read_vocabulary(path: Path) -> list[str]:
         If the file is no such list.
     """
     try:
-        words = path.read_text("utf-8").splitlines()
+        words = path.read_text("utf-8").removesuffix("\n").split("\n")  # some word pieces are line separators
     except (OSError, UnicodeDecodeError) as error:
         raise WeightsError(f"{path.name} cannot be read: {error}.", "Get the vocab.txt of the model.") from error
-    missing = [special for special in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if special not in words]
-    if missing or len(set(words)) != len(words):
-        what = f"lacks {', '.join(missing)}" if missing else "holds a word piece twice"
+    missing = [special for special in (PAD, "[UNK]", "[CLS]", "[SEP]") if special not in words]
+    if missing or len(set(words)) != len(words) or words[0] != PAD:
+        what = f"lacks {', '.join(missing)}" if missing else f"does not begin with {PAD}"
+        what = "holds a word piece twice" if len(set(words)) != len(words) else what
         raise WeightsError(f"{path.name} is no vocabulary of a BERT: it {what}.", "Get the vocab.txt of the model.")
     return words
 
@@ -269,7 +270,7 @@ def _encoder(text: BertText, words: Sequence[str], device: str, *, cased: bool) 
 
     tokenizer = BertWordPieceTokenizer({word: i for i, word in enumerate(words)}, lowercase=not cased)
     tokenizer.enable_truncation(CONTEXT)
-    tokenizer.enable_padding(pad_id=words.index("[PAD]"), pad_token="[PAD]")  # noqa: S106  no password
+    tokenizer.enable_padding(pad_id=0, pad_token=PAD)
 
     def tokenize(texts: Sequence[str]) -> Tensor:
         return torch.tensor([e.ids for e in tokenizer.encode_batch(list(texts))], device=device)

@@ -22,7 +22,7 @@ from stages.models.clip import load_clip
 from stages.models.registry import names
 from stages.models.weights import WeightsFolder
 
-WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "photo", "of", "lesion", "les", "##ion", "Edema", "edema", ".")
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "photo", "of", "lesion", "\u2028", "##ion", "Edema", "edema", ".")
 SMALL_BERT = {"hidden_size": 768, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 32}
 SMALL_SWIN = {"embed_dim": 96, "depths": [1, 1, 1, 1], "num_heads": [3, 6, 12, 24]}
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
@@ -176,6 +176,8 @@ def test_wrong_files_are_refused_by_name(tmp_path: Path) -> None:
         WeightsFolder().add("pubmedbert-vocabulary", tmp_path / "model.bin")
     with pytest.raises(WeightsError, match=r"few\.txt is no vocabulary of a BERT: it lacks \[PAD\], \[UNK\]"):
         WeightsFolder().add("pubmedbert-vocabulary", vocabulary(tmp_path / "few.txt", ("[CLS]", "[SEP]", "a")))
+    with pytest.raises(WeightsError, match=r"does not begin with \[PAD\]"):
+        WeightsFolder().add("pubmedbert-vocabulary", vocabulary(tmp_path / "late.txt", (*WORDS[1:], WORDS[0])))
     with pytest.raises(WeightsError, match="holds a word piece twice"):
         WeightsFolder().add("pubmedbert-vocabulary", vocabulary(tmp_path / "twice.txt", (*WORDS, "a")))
     WeightsFolder().add("bioclinicalbert-vocabulary", vocabulary(tmp_path / "long.txt", (*WORDS, "more")))
