@@ -254,6 +254,11 @@ MODELS: Final[tuple[ModelEntry, ...]] = (
         "sam_adapter_lite0.safetensors",
         "dead376794920daa28897ca0ef788d51b8dd31c37565372b9d3f7a01ffc2f2c4",
     ),
+    _shipped_adapter(
+        "samed",
+        "samed_lite0.safetensors",
+        "1527638be957d114f44197fc3da9f46a49fe5196739a506ec66e3eb28cb272c1",
+    ),
     *(_hiera("2.1", size, letter) for size, letter in _SIZES),
     *(_hiera("2", size, letter) for size, letter in _SIZES),
     ModelEntry(

@@ -27,7 +27,6 @@ from stages.proposals.propose import Proposer
 from stages.proposals.settings import ProposalsSettings
 
 KINDS: tuple[AdapterKind, ...] = ("sam-adapter", "samed")
-SHIPPED: tuple[AdapterKind, ...] = ("sam-adapter",)
 TINY, LITE0 = "sam2-tiny-untrained", "sam2-lite0"
 PX = 128
 
@@ -175,7 +174,7 @@ def test_name_of_an_adapter_needs_a_sam2(tmp_path):
     assert f"samed:{TINY}" in {row.name for row in WeightsFolder().list_models()}
 
 
-@pytest.mark.parametrize("kind", SHIPPED)
+@pytest.mark.parametrize("kind", KINDS)
 def test_card_and_digests_name_the_adapter_and_what_it_adapts(kind):
     name = f"{kind}:{LITE0}"
     digests = WeightsFolder().check(name)
