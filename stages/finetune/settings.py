@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from stages.base import Settings, some_and_distinct
 from stages.methods import PictureView
-from stages.models.registry import known_backbones
+from stages.models.registry import entry, known_backbones
 
 
 class Schedule(Settings):
@@ -128,3 +128,10 @@ class FinetuneConfig(Backbones, Schedule):
 
 class SlcaConfig(Backbones, Attention):
     """`[slca]`: classifiers with channel attention; their schedule is that of `[finetune]`."""
+
+    @field_validator("models")
+    @classmethod
+    def _with_stages(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if plain := [name for name in value if entry(name).architecture.startswith("vit_")]:
+            raise ValueError(f"{', '.join(plain)}: a plain vision transformer has no stages of falling resolution")
+        return value

@@ -61,6 +61,10 @@ def test_unknown_section_lists_the_known_ones() -> None:
         ("fusion.view=roi", r"fusion\.view 'roi' is not among"),
         ("masks.canvas_px=256", r"canvas_px differs between sections: \[256, 512\]"),
         ("texts.features=projected", r"same model and features"),
+        ('slca.models=["vit-b-16-untrained"]', r"slca\.models.*vit-b-16-untrained: a plain vision transformer"),
+        ('slca.models=["clip-vit-b-32"]', r"slca\.models.*no backbone clip-vit-b-32; there are lite0"),
+        ('finetune.models=["lite0", "lite0"]', r"finetune\.models.*none twice"),
+        ('finetune.views=["roi"]', r"finetune\.views"),
         ("proposals=3", r"proposals"),
     ],
 )
