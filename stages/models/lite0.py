@@ -82,7 +82,7 @@ def streamline(net: nn.Module) -> None:
 def fold_norms(net: nn.Module) -> None:
     """Fold the batch norms of timm's EfficientNets into the convolutions before them, in place; all can be trained.
 
-    Up to rounding the function stays the same, of frozen statistics, and an image takes a third less time.
+    Up to rounding the function stays the same, of frozen statistics. On a CPU an image takes 11 to 40 % less time.
 
     Parameters
     ----------

@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from manifests.types import ItemOutcome, Status
+from stages.base import StageContext, empty_arrays
 from stages.models.registry import entry
 from stages.models.sam1 import Sam
 from stages.models.sam2 import Segmenter, load_segmenter
 from stages.models.sam2_card import depth_channels
 from stages.models.sam2_depths import encode_depths
+from stages.pictures.grids import Grids
+from stages.pictures.settings import GridsSettings
 
 IMAGES = [np.random.default_rng(seed).integers(0, 256, (96, 80, 3), dtype=np.uint8) for seed in range(3)]
 
@@ -42,6 +46,18 @@ def test_depths_have_the_channels_that_the_store_is_made_for(model: Segmenter) -
 def test_image_alone_gives_what_it_gives_among_others(model: Segmenter) -> None:
     for alone, together in zip(encode_depths(model, IMAGES[1:2], 2), encode_depths(model, IMAGES, 2), strict=True):
         np.testing.assert_allclose(alone[0], together[1], atol=2e-3)
+
+
+def test_features_that_are_not_finite_make_a_failed_row() -> None:
+    stage = Grids(GridsSettings(model="sam2-tiny-untrained", grid=2), StageContext())
+    arrays = empty_arrays(stage.outputs(), 2)
+    for name in set(arrays) - {"status"}:
+        arrays[name][:] = 1
+    arrays["depth3"][1, 0, 0, 0] = np.inf
+    fine, lost = (stage._judged(ItemOutcome(row, "a", Status.OK), arrays, row) for row in range(2))
+    assert (fine.status, lost.status, lost.reason) == (Status.OK, Status.FAILED, "grid.nonfinite")
+    assert np.isnan(arrays["depth0"][1]).all()
+    assert (arrays["depth0"][0] == 1).all()
 
 
 def test_one_cell_is_the_mean_of_many_and_the_last_depth_is_the_neck(model: Segmenter) -> None:

@@ -12,7 +12,6 @@ import argparse
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from stages.models.sam2_card import NOTHING, sam2_entry
 from stages.models.training.augment import Labelled, random_view
 from stages.models.training.losses import true_iou
 from stages.models.training.samples import STRIDE, Phase, read_labelled
+from stages.models.training.state import save_whole
 from stages.models.weights import WeightsFolder
 
 if TYPE_CHECKING:
@@ -200,9 +200,7 @@ class AdapterTraining:
     def _save(self, path: Path) -> None:
         parameters = {name: p.detach() for name, p in self.parameters.items()}
         state = {"step": self.step, "parameters": parameters, "optimizer": self._optimizer.state_dict()}
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        torch.save(state, partial)
-        partial.replace(path)
+        save_whole(state, path)
 
     def _resume(self, path: Path) -> None:
         if not path.exists():

@@ -11,7 +11,6 @@ import argparse
 import json
 import logging
 import math
-import os
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -33,6 +32,7 @@ from stages.models.sam2_lite0 import lite0_config, load_trunk, trained_parts
 from stages.models.training.primer import hidden_ellipses
 from stages.models.training.samples import Batch, Mixture, Phase, Samples, read_labelled
 from stages.models.training.scenes import draw_scene
+from stages.models.training.state import save_whole
 from stages.models.training.teach import Teacher
 
 if TYPE_CHECKING:
@@ -188,9 +188,7 @@ class Training:
             "mean": self._mean,
             "optimizer": self._optimizer.state_dict(),
         }
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        torch.save(state, partial)
-        partial.replace(path)
+        save_whole(state, path)
 
     def _resume(self, path: Path) -> None:
         if not path.exists():
