@@ -26,6 +26,8 @@ class Changes:
     """Rows of this source whose bytes are no longer anywhere in it."""
     unchanged: int
     """Known images in their known place."""
+    changed: int
+    """New images in the place of a known one of this source."""
     copies: int
     """Files with the bytes of a known image that is still in its own place."""
     conflicts: tuple[str, ...]
@@ -159,12 +161,15 @@ def compare(
     comparison = _Comparison(source, found, listed, masks, dict(locations))
     for key, same in rows.items():
         comparison.add(key, [row for row, _ in same], [row for row, here in same if here])
+    places = {row.path for same in rows.values() for row, here in same if here}
+    new = tuple(item for item in items if item.key not in rows)
     return Changes(
-        new=tuple(item for item in items if item.key not in rows),
+        new=new,
         locations=comparison.locations,
         renamed=comparison.renamed,
         vanished=comparison.vanished,
         unchanged=comparison.unchanged,
+        changed=sum(item.path in places for item in new),
         copies=comparison.copies,
         conflicts=tuple(comparison.conflicts),
     )

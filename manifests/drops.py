@@ -18,9 +18,10 @@ from manifests.errors import InventoryError
 from manifests.fingerprint import digest_bytes, digest_file
 from manifests.inventory_file import format_rows, parse_rows
 from manifests.layout import DatasetPaths
+from manifests.looks import Looks
 from manifests.types import Chunk, ImageRow
 
-DROP_FILE, INVENTORY_FILE, AUDIT_FILE = "drop.json", "inventory.csv", "audit.json"
+DROP_FILE, INVENTORY_FILE, AUDIT_FILE, LOOKS_FILE = "drop.json", "inventory.csv", "audit.json", "looks.npz"
 RESTORE = "Restore the folder drops/ from your backup."
 
 
@@ -58,7 +59,7 @@ class Drop(BaseModel):
         )
 
 
-def write_drop(paths: DatasetPaths, drop: Drop, rows: Sequence[ImageRow], audit: Audit) -> None:
+def write_drop(paths: DatasetPaths, drop: Drop, rows: Sequence[ImageRow], audit: Audit, looks: Looks) -> None:
     """Publish a drop by one directory rename; files are for the owner only.
 
     Raises
@@ -81,6 +82,7 @@ def write_drop(paths: DatasetPaths, drop: Drop, rows: Sequence[ImageRow], audit:
         DROP_FILE: _json(drop),
         INVENTORY_FILE: inventory,
         AUDIT_FILE: _json(audit),
+        LOOKS_FILE: looks.to_bytes(),
     }
     try:
         with disk_errors(f"write drop {drop.drop_id}", paths.drops):
@@ -126,6 +128,33 @@ def load_rows(paths: DatasetPaths, drop: Drop) -> tuple[ImageRow, ...]:
     if not file.is_file() or digest_file(file) != drop.inventory_sha256:
         raise InventoryError(f"The inventory of drop {drop.drop_id!r} was altered or removed.", RESTORE)
     return parse_rows(file.read_bytes())
+
+
+def load_audit(paths: DatasetPaths, drop: Drop) -> Audit:
+    """What ingest found suspicious about one drop.
+
+    Raises
+    ------
+    InventoryError
+        If audit.json is missing or damaged.
+    """
+    file = paths.drop(drop.drop_id) / AUDIT_FILE
+    try:
+        return Audit.model_validate_json(file.read_bytes())
+    except (FileNotFoundError, ValidationError) as error:
+        raise InventoryError(f"{AUDIT_FILE} of drop {drop.drop_id!r} is missing or damaged.", RESTORE) from error
+
+
+def load_looks(paths: DatasetPaths, drop: Drop) -> Looks | None:
+    """What the images of one drop look like; None if that was never, or is no longer, recorded.
+
+    Raises
+    ------
+    InventoryError
+        If the record is damaged.
+    """
+    file = paths.drop(drop.drop_id) / LOOKS_FILE
+    return Looks.from_bytes(file.read_bytes(), drop.n_items) if file.is_file() else None
 
 
 def load_locations(paths: DatasetPaths) -> dict[str, str]:

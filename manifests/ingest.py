@@ -7,16 +7,26 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from manifests.audit import Audit, check, require_no_leaks
+from manifests.audit import Audit, check, require_clean
 from manifests.changes import Changes, compare
-from manifests.drops import Drop, dataset_classes, load_drops, load_locations, load_rows, save_locations, write_drop
+from manifests.drops import (
+    Drop,
+    dataset_classes,
+    load_audit,
+    load_drops,
+    load_locations,
+    load_rows,
+    save_locations,
+    write_drop,
+)
 from manifests.errors import InventoryError, UsageError
 from manifests.fingerprint import digest_bytes
+from manifests.inspection import earlier_looks, inspect
 from manifests.inventory import Scan, number_rows, scan
 from manifests.inventory_file import format_rows
 from manifests.layout import DatasetPaths, check_name
 from manifests.pseudonyms import SALT_VARIABLE
-from manifests.types import ImageRow
+from manifests.types import ImageRow, Split
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +41,8 @@ class IngestOptions:
     columns: Mapping[str, str] | None = None
     """Column of the CSV by role."""
     chunk_items: int = 64
-    accept_leaks: bool = False
-    """Keep test images that also occur in training; they are flagged."""
+    strict: bool = False
+    """Refuse a drop with findings that make scores wrong, instead of reporting and flagging them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +61,31 @@ class IngestReport:
     unchanged: int
     duplicates: int
     """Files with the bytes of another file: rows of the new drop, and copies of known images, which make no row."""
+    changed: int
+    """Files of this source whose bytes are others than they were; the new bytes are rows of the new drop."""
+    pictures_known: int
+    """Images of the new drop that show a picture of an earlier one, though their bytes differ."""
     conflicts: tuple[str, ...]
     """Known images with another label, split or mask than before, each text led by image_id; nothing was changed."""
     ignored: int
     leaks: tuple[str, ...]
-    """image_ids of test and validation images that leak through the new drop, and were accepted."""
+    """image_ids of test and validation images that leak through the new drop; scores flag the test images."""
+    leaking: int
+    """Rows of all drops that are such images; equal bytes are several rows of one image_id."""
+    leaking_earlier: int
+    """How many of them came with an earlier drop."""
+
+
+Progress = Callable[[int, int], None]
+"""Called with the number of files done and of all files."""
 
 
 def ingest(
-    paths: DatasetPaths, source: Path, options: IngestOptions, on_file: Callable[[int, int], None] | None = None
+    paths: DatasetPaths,
+    source: Path,
+    options: IngestOptions,
+    on_file: Progress | None = None,
+    on_image: Progress | None = None,
 ) -> IngestReport:
     """Make a drop of all images of a source whose bytes are in no drop yet.
 
@@ -71,13 +97,15 @@ def ingest(
         The source folder; it is only read.
     options : IngestOptions
         What the user chose.
-    on_file : Callable[[int, int], None], optional
-        Called after every file with the number of files done and of all files.
+    on_file : Progress, optional
+        Called after every file that was digested.
+    on_image : Progress, optional
+        Called after every new image that was decoded and compared.
 
     Raises
     ------
     InventoryError
-        If the source or an earlier drop cannot be used, the id is taken, or the drop leaks and that is not accepted.
+        If the source or an earlier drop cannot be used, the id is taken, or a strict audit has findings.
     UsageError
         If the id cannot be a folder name or `chunk_items` is below 1.
     """
@@ -89,12 +117,15 @@ def ingest(
     _check_salt(found, drops)
     root = source.resolve()
     known = [(row, Path(drop.source_root) == root) for drop in drops for row in load_rows(paths, drop)]
+    old = [row for row, _ in known]
     changes = compare(root, found.items, known, load_locations(paths))
     rows = number_rows(sorted(changes.new, key=lambda item: item.image_id))
     drop, audit = None, None
     if rows:
-        audit = _audited(rows, [row for row, _ in known], found)
-        require_no_leaks(audit, accept_leaks=options.accept_leaks)
+        earlier = [(drop, load_rows(paths, drop)) for drop in drops]
+        looks, seen = inspect(rows, root, found, (old, earlier_looks(paths, earlier)), on_image)
+        audit = check(rows, old, seen, [twin for drop in drops for twin in load_audit(paths, drop).twins])
+        require_clean(audit, strict=options.strict)
         drop = Drop(
             drop_id=drop_id,
             dataset=options.dataset,
@@ -107,9 +138,9 @@ def ingest(
             previous=tuple(earlier.drop_id for earlier in drops),
             salt_id=found.salt_id,
         )
-        write_drop(paths, drop, rows, audit)
+        write_drop(paths, drop, rows, audit, looks)
     save_locations(paths, changes.locations)
-    return _report(drop, audit, rows, changes, found)
+    return _report(drop, audit, rows, changes, found, old)
 
 
 def _extended(classes: tuple[str, ...], rows: Sequence[ImageRow]) -> tuple[str, ...]:
@@ -133,19 +164,13 @@ def _check_salt(found: Scan, drops: Sequence[Drop]) -> None:
         )
 
 
-def _audited(rows: Sequence[ImageRow], earlier: Sequence[ImageRow], found: Scan) -> Audit:
-    new = {row.image_id for row in rows}
-    items = [item for item in found.items if item.image_id in new]
-    return check(
-        rows,
-        earlier,
-        extra_masks={item.image_id: item.extra_masks for item in items if item.extra_masks},
-        unreadable={item.image_id: item.reason for item in items if item.reason},
-    )
-
-
 def _report(
-    drop: Drop | None, audit: Audit | None, rows: Sequence[ImageRow], changes: Changes, found: Scan
+    drop: Drop | None,
+    audit: Audit | None,
+    rows: Sequence[ImageRow],
+    changes: Changes,
+    found: Scan,
+    old: Sequence[ImageRow],
 ) -> IngestReport:
     return IngestReport(
         drop=drop,
@@ -155,7 +180,22 @@ def _report(
         vanished=changes.vanished,
         unchanged=changes.unchanged,
         duplicates=changes.copies + sum(bool(row.duplicate_of) for row in rows),
+        changed=changes.changed,
+        pictures_known=len(_pictures_known(rows, audit)),
         conflicts=changes.conflicts,
         ignored=found.ignored,
         leaks=audit.leaks if audit else (),
+        leaking=_leaking(audit, [*old, *rows]),
+        leaking_earlier=_leaking(audit, old),
     )
+
+
+def _leaking(audit: Audit | None, rows: Sequence[ImageRow]) -> int:
+    leaks = set(audit.leaks) if audit else set()
+    return sum(row.image_id in leaks and row.split in (Split.VAL, Split.TEST) for row in rows)
+
+
+def _pictures_known(rows: Sequence[ImageRow], audit: Audit | None) -> set[str]:
+    new = {row.image_id for row in rows}
+    pairs = [(twin.image_id, twin.other_id) for twin in audit.twins] if audit else []
+    return {one for pair in pairs for one, other in (pair, pair[::-1]) if one in new and other not in new}

@@ -40,8 +40,8 @@ def ingest(
     columns: Annotated[str, typer.Option("--columns", help="Column of each role: label=class,split=fold")] = "",
     drop: Annotated[str | None, typer.Option("--drop", help="Name of the new drop.")] = None,
     chunk_items: Annotated[int, typer.Option("--chunk-items", min=1, help="Images a chunk.")] = 64,
-    accept_leaks: Annotated[
-        bool, typer.Option("--accept-leaks", help="Keep test images that are in train too; scores flag them.")
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse leaks, contradictory labels, masks and shortcuts.")
     ] = False,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     verbose: VerboseOption = False,
@@ -57,7 +57,7 @@ def ingest(
         labels=labels,
         columns=_columns(columns),
         chunk_items=chunk_items,
-        accept_leaks=accept_leaks,
+        strict=strict,
     )
     _set_up(verbose=verbose)
     do_ingest(workdir, source, options, as_json=json)

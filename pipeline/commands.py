@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from manifests.audit import Audit
 from manifests.errors import ExitCode, InventoryError
 from manifests.ingest import IngestOptions, IngestReport, ingest
 from manifests.integrity import verify
@@ -17,7 +18,7 @@ from manifests.layout import DatasetPaths, Workdir
 from pipeline.config import RunConfig, load_config
 from pipeline.doctor import examine
 from pipeline.graph import select
-from pipeline.logs import duration, log
+from pipeline.logs import counter, duration, log
 from pipeline.plan import commits_of, count_outcomes, incomplete_inputs, plan_cells, plan_map
 from pipeline.runner import Outcome, Runner, RunOptions
 from pipeline.terminal import print_table
@@ -60,7 +61,7 @@ def open_workspace(workdir: Path, dataset: str | None, sources: ConfigSources, s
 def do_ingest(workdir: Path, source: Path, options: IngestOptions, *, as_json: bool) -> None:
     """Ingest a source folder and say what was found."""
     paths = Workdir(workdir.resolve()).dataset(options.dataset)
-    report = ingest(paths, source, options)
+    report = ingest(paths, source, options, counter("digests"), counter("pictures"))
     if as_json:
         print_json(_ingest_json(report))
         return
@@ -85,7 +86,9 @@ def _ingest_lines(report: IngestReport) -> Iterable[str]:
     counts = {
         "renamed": report.renamed,
         "vanished from the source": report.vanished,
+        "changed in the source": report.changed,
         "duplicates": report.duplicates,
+        "other files of pictures in earlier drops": report.pictures_known,
         "files ignored": report.ignored,
     }
     for name, count in counts.items():
@@ -94,9 +97,33 @@ def _ingest_lines(report: IngestReport) -> Iterable[str]:
     for image_id in report.conflicts:
         yield f"  differs in the source, nothing changed here: {image_id}"
     if report.leaks:
-        yield f"  test images that are in train too: {len(report.leaks)}; scores are given with and without them"
-    if report.audit and report.audit.unreadable:
-        yield f"  unreadable: {len(report.audit.unreadable)}; `pipeline run` records each with its reason"
+        earlier = f", {report.leaking_earlier} of them in earlier drops" if report.leaking_earlier else ""
+        yield f"  test images that are in train too: {report.leaking}{earlier}; scores are given with and without them"
+    if report.audit:
+        yield from _audit_lines(report.audit)
+
+
+def _audit_lines(audit: Audit) -> Iterable[str]:
+    """What the audit found beside leaks."""
+    counts = {
+        "pictures in two splits, as other files": audit.twins_across_splits,
+        "pictures with two labels": audit.label_conflicts,
+        "masks among the images": audit.masks_as_images,
+        "unreadable; `pipeline run` records each with its reason": tuple(audit.unreadable),
+    }
+    for name, images in counts.items():
+        if images:
+            yield f"  {name}: {len(images)} images"
+    for confound in audit.confounded:
+        yield (
+            f"  confounded: {confound.probed} alone tell the classes with a balanced accuracy of "
+            f"{confound.balanced_accuracy:.0%} (chance {confound.chance:.0%})"
+        )
+    for shift in audit.shifts:
+        if shift.is_notable:
+            yield f"  shift of {shift.of} against earlier drops: {shift.distance:.2f} (p = {shift.p_value:.1g})"
+    if audit.not_compared:
+        yield f"  earlier images whose pixels could not be compared: {audit.not_compared}"
 
 
 def do_plan(workspace: Workspace, stage: str, *, as_json: bool) -> None:

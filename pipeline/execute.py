@@ -174,7 +174,7 @@ def _stage_data(workspace: Workspace, node: Node, cell: Cell, device: str) -> St
     rows = tuple(row for drop in workspace.drops for row in workspace.rows(drop.drop_id))
     drops = tuple(drop.drop_id for drop in workspace.drops for _ in range(drop.n_items))
     if not sources:
-        return StageData(rows, drops, np.zeros(len(rows), np.uint8), {}, {}, artifacts, device)
+        return StageData(rows, drops, np.zeros(len(rows), np.uint8), {}, {}, artifacts, device, workspace.twins)
     wanted = stage.reads(cell)
     arrays: dict[str, Any] = {}
     attributes: Mapping[str, Any] = {}
@@ -191,7 +191,7 @@ def _stage_data(workspace: Workspace, node: Node, cell: Cell, device: str) -> St
             status = own if status is None else np.where(own == Status.FAILED, own, status)
     if status is None:
         raise ValueError(f"{node.key}: reads {wanted}, which none of {', '.join(node.inputs)} has")
-    return StageData(rows, drops, status, arrays, attributes, artifacts, device)
+    return StageData(rows, drops, status, arrays, attributes, artifacts, device, workspace.twins)
 
 
 _FEATURES: dict[str, tuple[str, ChunkArrays, Mapping[str, Any]]] = {}

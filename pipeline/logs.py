@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -69,6 +69,19 @@ def ticker(title: str, total: int) -> Iterator[Ticker]:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
         yield Ticker(title, total, bar)
+
+
+def counter(title: str) -> Callable[[int, int], None]:
+    """A callback that logs every ten seconds how many of all files are done."""
+    spoken = time.monotonic()
+
+    def count(done: int, total: int) -> None:
+        nonlocal spoken
+        if time.monotonic() - spoken >= LINE_EVERY_S:
+            spoken = time.monotonic()
+            log.info("%s: %d of %d files", title, done, total)
+
+    return count
 
 
 def duration(seconds: float) -> str:

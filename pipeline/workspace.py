@@ -8,14 +8,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+from manifests.audit import flagged
 from manifests.commits import content_digest
 from manifests.disk import write_atomic
-from manifests.drops import Drop, load_drops, load_locations, load_rows
+from manifests.drops import Drop, load_audit, load_drops, load_locations, load_rows
 from manifests.errors import InventoryError
 from manifests.fingerprint import canonical_json, digest_json
 from manifests.layout import DatasetPaths
 from manifests.readers import ImageSource
 from manifests.store import StageStore
+from manifests.twins import Twin
 from manifests.types import Chunk, ImageRow
 from pipeline.config import RunConfig
 from pipeline.graph import Node, build_graph
@@ -76,6 +78,11 @@ class Workspace:
         """Where renamed source files are now."""
         return load_locations(self.paths)
 
+    @cached_property
+    def twins(self) -> tuple[Twin, ...]:
+        """Pairs of images that show the same picture, as the audits of all drops found them."""
+        return tuple(twin for drop in self.drops for twin in load_audit(self.paths, drop).twins)
+
     def drop(self, drop_id: str) -> Drop:
         """Return one drop of this data set.
 
@@ -127,9 +134,13 @@ class Workspace:
         return self._stage(node).identity().fingerprint
 
     def data_digest(self, node: Node) -> str:
-        """Digest of all arrays that a cell node's map input has committed, by any attempt; measured once."""
+        """Digest of all arrays that a cell node's map input has committed, by any attempt; measured once.
+
+        What the audit flags is part of it, because every score tells flagged test images apart.
+        """
         if node.key not in self._data:
-            parts: dict[str, Any] = {}
+            rows = [row for drop in self.drops for row in self.rows(drop.drop_id)]
+            parts: dict[str, Any] = {"flagged": sorted(flagged(rows, self.twins))}
             for stage, key in node.inputs.items():
                 if self.nodes[key].is_map:
                     parts[stage] = self.measure_data(self.nodes[key])

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from manifests.errors import ReadError
 from manifests.readers import ImageSource
+from manifests.twins import Twin
 from manifests.types import (
     ArraySpec,
     Cell,
@@ -121,6 +122,8 @@ class StageData:
     """Folder with the committed artifacts of each upstream cell, by stage name; read only."""
     device: str = "cpu"
     """Torch device that a training may use."""
+    twins: tuple[Twin, ...] = ()
+    """Pairs of images that show the same picture, as the audit found them."""
 
 
 class MapStage(Protocol):

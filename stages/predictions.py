@@ -37,8 +37,8 @@ class ScoredRows:
 
     @property
     def flagged(self) -> NDArray[np.bool_]:
-        """Rows whose bytes or group also occur in train or val, (n,)."""
-        leaks = flagged(self.data.rows)
+        """Rows whose bytes, picture or group also occur in train or val, (n,)."""
+        leaks = flagged(self.data.rows, self.data.twins)
         return np.array([self.data.rows[i].image_id in leaks for i in self.rows.tolist()], dtype=bool)
 
     @property

@@ -101,16 +101,16 @@ def test_empty_folder_says_what_was_looked_for(cli: Cli, tmp_path: Path) -> None
     assert not (tmp_path / "work" / "d" / "drops").exists()
 
 
-def test_one_file_in_two_splits_is_refused_until_accepted_and_then_flagged(
-    cli: Cli, source: Path, tmp_path: Path
-) -> None:
+def test_one_file_in_two_splits_is_refused_when_strict_and_else_flagged(cli: Cli, source: Path, tmp_path: Path) -> None:
     copy = source / "images" / "test" / "round" / "leak.png"
     shutil.copy(source / "images" / "train" / "round" / "000.png", copy)
     add_row(source, copy, "round", "test", "")
-    refused = ingest(cli, source, tmp_path / "work")
+    refused = ingest(cli, source, tmp_path / "work", "--strict")
     assert refused.code == 4
-    assert "--accept-leaks" in refused.err
-    assert ingest(cli, source, tmp_path / "work", "--accept-leaks").code == 0
+    assert "--strict" in refused.err
+    told = ingest(cli, source, tmp_path / "work")
+    assert told.code == 0
+    assert "test images that are in train too: 1;" in told.out
     assert run(cli, tmp_path / "work", "--set", "masks.policy=none").code == 0
     scores = json.loads(next((tmp_path / "work" / "d").rglob("original-100-0/scores.json")).read_text())
     assert (scores["n_test"], scores["n_test_unflagged"]) == (7, 6)

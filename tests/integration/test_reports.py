@@ -28,9 +28,7 @@ def leaking(cli: Cli, phantom_folder: Path, tmp_path_factory: pytest.TempPathFac
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    done = study.ingest(
-        "--chunk-items", 4, "--accept-leaks", "--columns", "label=label,split=split,group=group,mask=mask"
-    )
+    done = study.ingest("--chunk-items", 4, "--columns", "label=label,split=split,group=group,mask=mask")
     assert done.code == 0, done.err
     return study
 

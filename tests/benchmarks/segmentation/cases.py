@@ -19,7 +19,12 @@ from stages.models.training.prompts import box_of
 from stages.models.training.samples import HELD_OUT_SEED
 from stages.models.training.scenes import draw_scene
 
-SETS: Final = {"busi": "busi_breast_ultrasound", "brain": "brain_tumor_mri_4class", "chest": "chest_xray_pneumonia"}
+SETS: Final = {
+    "busi": "busi_breast_ultrasound",
+    "brain": "brain_tumor_mri_4class",
+    "chest": "chest_xray_pneumonia",
+    "covid": "covid19_xray",
+}
 """Folder of each set of real images."""
 TEST: Final = "test"
 """Part of `clean_split` that no training sees."""

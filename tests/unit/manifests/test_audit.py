@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from manifests.audit import Audit, check, flagged, require_no_leaks
+from manifests.audit import Audit, Seen, check, flagged, require_clean
+from manifests.confounds import Confound
 from manifests.errors import ExitCode, InventoryError
+from manifests.twins import Twin
 from manifests.types import ImageRow, Split
 from tests.unit.manifests.pictures import row
 
@@ -56,7 +58,7 @@ def test_masks_posing_as_images_are_found():
 
 
 def test_extra_masks_and_unreadable_headers_are_kept():
-    audit = check([image("1")], extra_masks={"x": 2}, unreadable={"y": "decode.empty"})
+    audit = check([image("1")], seen=Seen(extra_masks={"x": 2}, unreadable={"y": "decode.empty"}))
     assert (audit.extra_masks, audit.unreadable) == ({"x": 2}, {"y": "decode.empty"})
 
 
@@ -122,20 +124,54 @@ def test_flagged_names_test_images_only():
 def test_gate_refuses_with_count_ids_and_the_way_out():
     audit = check([image(str(n), split) for n in range(5) for split in ("train", "test")])
     with pytest.raises(InventoryError) as caught:
-        require_no_leaks(audit, accept_leaks=False)
+        require_clean(audit, strict=True)
     message = str(caught.value)
-    assert message.startswith("5 validation or test images")
+    assert "5 validation or test images" in message
     assert sum(image_id in message for image_id in audit.leaks) == 3
-    assert "--accept-leaks" in message
+    assert "--strict" in message
     assert "with and without" in message
     assert caught.value.exit_code == ExitCode.REFUSED == 4
 
 
-def test_gate_opens_when_leaks_are_accepted_or_absent():
+def test_gate_opens_when_it_is_not_strict_or_nothing_is_found():
     leaky, clean = check([image("1"), image("1", "test")]), check([image("1")])
-    require_no_leaks(leaky, accept_leaks=True)
-    require_no_leaks(clean, accept_leaks=False)
+    require_clean(leaky, strict=False)
+    require_clean(clean, strict=True)
     assert leaky.leaks
+
+
+def twin(one: str, other: str, how: str = "mirrored") -> Twin:
+    return Twin(image_id=image(one).image_id, other_id=image(other).image_id, how=how, correlation=0.999)
+
+
+def test_twin_in_training_makes_a_test_image_leak_whichever_drop_it_came_with():
+    rows = [image("1"), image("2", "test"), image("3", "val")]
+    twins = (twin("1", "2"), twin("3", "1"))
+    audit = check(rows, seen=Seen(twins=twins))
+    assert audit.leaks == ids("2", "3")
+    assert audit.twins_across_splits == ids("1", "2", "3")
+    assert flagged(rows, twins) == set(ids("2"))
+    later = check([image("4")], rows, Seen(twins=(twin("2", "4"),)), previous_twins=twins)
+    assert later.leaks == (), "it leaked before"
+    assert check([image("4")], rows, Seen(twins=(twin("2", "4"),))).leaks == ids("2")
+
+
+def test_twins_with_two_labels_are_told_and_refused_when_strict():
+    audit = check([image("1"), image("2", label="b"), image("3"), image("4")], seen=Seen(twins=(twin("1", "2"),)))
+    assert audit.label_conflicts == audit.twins_across_labels == ids("1", "2")
+    with pytest.raises(InventoryError, match="2 images carry two labels"):
+        require_clean(audit, strict=True)
+
+
+def test_two_valued_images_count_as_masks_and_shortcuts_are_refused_when_strict():
+    seen = Seen(
+        two_valued=frozenset(ids("1")),
+        confounds=(Confound(probed="margins", balanced_accuracy=0.9, chance=0.5, n_images=20),),
+    )
+    audit = check([image("1"), image("2")], seen=seen)
+    assert audit.masks_as_images == ids("1")
+    with pytest.raises(InventoryError, match=r"1 masks lie among the images.*classes can be told from margins"):
+        require_clean(audit, strict=True)
 
 
 def test_audit_is_strict_frozen_and_reads_back():

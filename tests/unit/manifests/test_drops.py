@@ -26,6 +26,7 @@ from manifests.errors import InventoryError, StoreError
 from manifests.fingerprint import digest_bytes
 from manifests.inventory_file import format_rows
 from manifests.layout import DatasetPaths, Workdir
+from manifests.looks import no_looks
 from manifests.types import ImageRow
 from tests.unit.manifests.pictures import row
 
@@ -56,7 +57,7 @@ def drop_of(rows: list[ImageRow], drop_id: str = "drop-001", **fields: Any) -> D
 def write(paths: DatasetPaths, drop_id: str = "drop-001", count: int = 3, **fields: Any) -> Drop:
     rows = rows_of(count, drop_id)
     drop = drop_of(rows, drop_id, **fields)
-    write_drop(paths, drop, rows, check(rows))
+    write_drop(paths, drop, rows, check(rows), no_looks(len(rows)))
     return drop
 
 
@@ -84,7 +85,7 @@ def test_drop_is_for_its_owner_only(paths):
     write(paths)
     folder = paths.drop("drop-001")
     files = {file.name: stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()}
-    assert files == {"drop.json": 0o600, "inventory.csv": 0o600, "audit.json": 0o600}
+    assert files == dict.fromkeys(("drop.json", "inventory.csv", "audit.json", "looks.npz"), 0o600)
     assert {stat.S_IMODE(f.stat().st_mode) for f in (folder, paths.drops, paths.root)} == {0o700}
 
 
@@ -148,7 +149,7 @@ def test_full_disk_leaves_nothing_behind(paths, monkeypatch):
 
 def test_rows_of_another_drop_are_refused(paths):
     with pytest.raises(InventoryError, match="not those of drop"):
-        write_drop(paths, drop_of(rows_of(2)), rows_of(3), check(rows_of(3)))
+        write_drop(paths, drop_of(rows_of(2)), rows_of(3), check(rows_of(3)), no_looks(3))
 
 
 def test_drop_made_before_another_arrived_is_refused(paths):

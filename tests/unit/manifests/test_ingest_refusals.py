@@ -53,15 +53,15 @@ def test_changed_pixels_are_a_new_image_and_the_old_row_is_refused(paths, source
         ImageSource(source, load_locations(paths)).read(old)
 
 
-def test_duplicates_across_splits_are_refused_then_accepted(paths, tmp_path):
+def test_duplicates_across_splits_are_told_and_refused_when_strict(paths, tmp_path):
     source = tmp_path / "split"
     for name, seed in (("train/a/1.png", 1), ("train/a/2.png", 2), ("test/a/1.png", 1)):
         put(source, name, seed)
     with pytest.raises(InventoryError, match="1 validation or test images"):
-        take(paths, source)
+        take(paths, source, strict=True)
     assert not paths.root.exists()
-    report = take(paths, source, accept_leaks=True)
-    assert len(report.leaks) == 1
+    report = take(paths, source)
+    assert (len(report.leaks), report.leaking, report.leaking_earlier) == (1, 1, 0)
     assert report.audit is not None
     assert report.audit.leaks == report.leaks
 
@@ -71,8 +71,8 @@ def test_one_patient_in_two_splits_of_two_drops_is_refused(paths, source):
     second = put(source, "2.csv", b"file,split,group\na/2.png,train,DOE\na/3.png,test,DOE\n")
     take(paths, source, labels=first)
     with pytest.raises(InventoryError, match="patient"):
-        take(paths, source, labels=second)
-    assert take(paths, source, labels=second, accept_leaks=True).new == 1
+        take(paths, source, labels=second, strict=True)
+    assert take(paths, source, labels=second).new == 1
 
 
 def test_another_salt_is_refused_because_patients_could_not_be_matched(paths, source, tmp_path, monkeypatch):
