@@ -105,8 +105,8 @@ def write_synced(path: Path, data: bytes) -> None:
         os.fsync(stream.fileno())
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replace a text file so that every reader sees the old or the new one, whole.
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replace a file so that every reader sees the old or the new one, whole; text becomes UTF-8.
 
     Raises
     ------
@@ -116,7 +116,7 @@ def write_atomic(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     with disk_errors(f"write {place(path)}", path.parent):
         try:
-            write_synced(partial, text.encode("utf-8"))
+            write_synced(partial, content.encode("utf-8") if isinstance(content, str) else content)
             checkpoint("partial")
             partial.replace(path)
             sync_folder(path.parent)

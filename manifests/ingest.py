@@ -27,6 +27,7 @@ from manifests.inventory_file import format_rows
 from manifests.layout import DatasetPaths, check_name
 from manifests.pseudonyms import SALT_VARIABLE
 from manifests.types import ImageRow, Split
+from manifests.withdrawals import load_withdrawals, withdrawn_ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,14 +117,17 @@ def ingest(
     found = scan(source, options.columns, options.labels, on_file)
     _check_salt(found, drops)
     root = source.resolve()
-    known = [(row, Path(drop.source_root) == root) for drop in drops for row in load_rows(paths, drop)]
-    old = [row for row, _ in known]
+    gone = withdrawn_ids(load_withdrawals(paths))
+    earlier = [(drop, load_rows(paths, drop)) for drop in drops]
+    old = [row for _, of_drop in earlier for row in of_drop if row.image_id not in gone]
+    here = {drop.drop_id for drop in drops if Path(drop.source_root) == root}
+    # A withdrawn image is known, so that it never returns; but nobody misses it.
+    known = [(row, drop.drop_id in here and row.image_id not in gone) for drop, of_drop in earlier for row in of_drop]
     changes = compare(root, found.items, known, load_locations(paths))
     rows = number_rows(sorted(changes.new, key=lambda item: item.image_id))
     drop, audit = None, None
     if rows:
-        earlier = [(drop, load_rows(paths, drop)) for drop in drops]
-        looks, seen = inspect(rows, root, found, (old, earlier_looks(paths, earlier)), on_image)
+        looks, seen = inspect(rows, root, found, (old, earlier_looks(paths, earlier, gone)), on_image)
         audit = check(rows, old, seen, [twin for drop in drops for twin in load_audit(paths, drop).twins])
         require_clean(audit, strict=options.strict)
         drop = Drop(

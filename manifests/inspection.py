@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from manifests.audit import Seen
 from manifests.confounds import find_confounds
@@ -65,13 +67,19 @@ def inspect(
     )
 
 
-def earlier_looks(paths: DatasetPaths, drops: Sequence[tuple[Drop, Sequence[ImageRow]]]) -> Looks:
-    """Looks of the rows of earlier drops, made anew from their sources where no record of them is left."""
+def earlier_looks(
+    paths: DatasetPaths, drops: Sequence[tuple[Drop, Sequence[ImageRow]]], withdrawn: Collection[str]
+) -> Looks:
+    """Looks of the rows of earlier drops that stand, made anew from their sources where no record of them is left."""
     looks = no_looks()
     locations = load_locations(paths)
     for drop, rows in drops:
+        stands = np.array([row.image_id not in withdrawn for row in rows])
         kept = load_looks(paths, drop)
-        looks = looks.together(kept or look(rows, ImageSource(Path(drop.source_root), locations))[0])
+        if kept is None and stands.any():
+            source = ImageSource(Path(drop.source_root), locations, withdrawn=frozenset(withdrawn))
+            kept = look(rows, source)[0]
+        looks = looks.together(kept.take(stands) if kept is not None else no_looks())
     return looks
 
 

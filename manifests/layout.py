@@ -51,6 +51,11 @@ class DatasetPaths:
         """Where renamed source files are now, by image_id."""
         return self.drops / "locations.json"
 
+    @property
+    def withdrawals(self) -> Path:
+        """Folder of what was withdrawn."""
+        return self.root / "withdrawals"
+
     def stage(self, stage: str, fingerprint: str) -> Path:
         """Folder of one stage under one fingerprint; the first 12 digits of it name the folder."""
         return self.root / "stages" / stage / fingerprint[:12]

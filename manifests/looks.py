@@ -86,6 +86,10 @@ class Looks:
             )
         return looks
 
+    def take(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Looks:
+        """Some of these images."""
+        return Looks(**{name: getattr(self, name)[rows] for name in Looks.__dataclass_fields__})
+
     def without(self, rows: NDArray[np.bool_]) -> Looks:
         """The same with some rows blank, (N,), as if they could not be read."""
         arrays = {name: np.array(getattr(self, name)) for name in Looks.__dataclass_fields__}

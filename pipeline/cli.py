@@ -9,6 +9,18 @@ from typing import Annotated
 import typer
 
 from manifests.errors import ExitCode, PipelineError, UsageError
+from pipeline.cli_options import (
+    DEFAULT_WORKDIR,
+    ConfigOption,
+    DatasetOption,
+    JsonOption,
+    PresetOption,
+    SetOption,
+    SourceOption,
+    VerboseOption,
+    WorkdirOption,
+)
+from pipeline.cli_store import set_up, store
 
 app = typer.Typer(
     name="pipeline",
@@ -20,16 +32,7 @@ app = typer.Typer(
 )
 weights_app = typer.Typer(help="Model weights on this machine; nothing is ever downloaded.", no_args_is_help=True)
 app.add_typer(weights_app, name="weights")
-
-WorkdirOption = Annotated[Path, typer.Option("--workdir", help="Work folder.")]
-DatasetOption = Annotated[str | None, typer.Option("--dataset", help="Data set; needed where there are several.")]
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file; docs/configuration.md lists its keys.")]
-PresetOption = Annotated[str | None, typer.Option("--preset", help="embedded or paper.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key.")]
-VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Say more on stderr.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-SourceOption = Annotated[Path | None, typer.Option("--source", help="Where the source folder is mounted here.")]
-DEFAULT_WORKDIR = Path("workdir")
+app.add_typer(store)
 
 
 @app.command()
@@ -59,7 +62,7 @@ def ingest(
         chunk_items=chunk_items,
         strict=strict,
     )
-    _set_up(verbose=verbose)
+    set_up(verbose=verbose)
     do_ingest(workdir, source, options, as_json=json)
 
 
@@ -76,7 +79,7 @@ def plan(
     """Say what `run` would do, and why; change nothing."""
     from pipeline.commands import do_plan, open_workspace
 
-    _set_up(verbose=False)
+    set_up(verbose=False)
     do_plan(open_workspace(workdir, dataset, (config, set_, preset)), stage, as_json=json)
 
 
@@ -102,7 +105,7 @@ def run(
     from pipeline.plan import Part
     from pipeline.runner import RunOptions
 
-    _set_up(verbose=verbose)
+    set_up(verbose=verbose)
     overrides = list(set_ or ())
     overrides += [f"cluster.kind={cluster}"] if cluster else []
     overrides += [f"cluster.workers={workers}"] if workers else []
@@ -123,69 +126,8 @@ def status(
     """Show what is committed, stage by stage: units, images by status, failures by reason."""
     from pipeline.commands import do_status, open_workspace
 
-    _set_up(verbose=False)
+    set_up(verbose=False)
     do_status(open_workspace(workdir, dataset, (config, set_, preset)), as_json=json)
-
-
-@app.command()
-def verify(
-    workdir: WorkdirOption = DEFAULT_WORKDIR,
-    dataset: DatasetOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Recompute the digest of every committed file of a data set, under every configuration."""
-    from pipeline.commands import dataset_paths, do_verify
-
-    _set_up(verbose=False)
-    raise typer.Exit(do_verify(dataset_paths(workdir, dataset), as_json=json))
-
-
-@app.command()
-def repair(
-    workdir: WorkdirOption = DEFAULT_WORKDIR,
-    dataset: DatasetOption = None,
-    config: ConfigOption = None,
-    preset: PresetOption = None,
-    set_: SetOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Make every damaged unit of a data set pending, so that the next run computes it anew; restore metadata."""
-    from pipeline.commands import open_workspace
-    from pipeline.mending import do_repair
-
-    raise typer.Exit(do_repair(open_workspace(workdir, dataset, (config, set_, preset)), as_json=json))
-
-
-@app.command()
-def retry(
-    reason: Annotated[str, typer.Option("--reason", metavar="CODE", help="Reason code, such as file.missing.")],
-    workdir: WorkdirOption = DEFAULT_WORKDIR,
-    dataset: DatasetOption = None,
-    config: ConfigOption = None,
-    preset: PresetOption = None,
-    set_: SetOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Make chunks pending whose images failed for a reason that is gone, so that the next run computes them anew."""
-    from pipeline.commands import open_workspace
-    from pipeline.mending import do_retry
-
-    raise typer.Exit(do_retry(open_workspace(workdir, dataset, (config, set_, preset)), reason, as_json=json))
-
-
-@app.command()
-def gc(
-    days: Annotated[float, typer.Option("--days", min=0, help="Only what has not changed for so long.")] = 7,
-    delete: Annotated[bool, typer.Option("--delete", help="Delete it; without this it is listed.")] = False,
-    workdir: WorkdirOption = DEFAULT_WORKDIR,
-    dataset: DatasetOption = None,
-    json: JsonOption = False,
-) -> None:
-    """List, or delete, what killed processes left in staging; an attempt at work must be younger than --days."""
-    from pipeline.commands import dataset_paths
-    from pipeline.mending import DAY_S, do_gc
-
-    raise typer.Exit(do_gc(dataset_paths(workdir, dataset), days * DAY_S, delete=delete, as_json=json))
 
 
 @app.command()
@@ -200,7 +142,7 @@ def report(
     """Write the page with scores, learning curve and gallery; print the table and the page's path."""
     from pipeline.commands import do_report, open_workspace
 
-    _set_up(verbose=False)
+    set_up(verbose=False)
     do_report(open_workspace(workdir, dataset, (config, set_, preset), source))
 
 
@@ -228,7 +170,7 @@ def demo(
     """Make synthetic phantoms and run the whole pipeline on them, with the embedded models, in minutes."""
     from pipeline.demo import run_demo
 
-    _set_up(verbose=verbose)
+    set_up(verbose=verbose)
     raise typer.Exit(run_demo(workdir, seed))
 
 
@@ -267,12 +209,6 @@ def _columns(text: str) -> dict[str, str] | None:
     if any(not sign or not role.strip() or not column.strip() for role, sign, column in pairs):
         raise UsageError(f"--columns {text!r} is not of the form role=column,role=column.", "Example: label=class")
     return {role.strip(): column.strip() for role, _, column in pairs}
-
-
-def _set_up(*, verbose: bool) -> None:
-    from pipeline.logs import set_up_logging
-
-    set_up_logging(verbose=verbose)
 
 
 def main() -> None:

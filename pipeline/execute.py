@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from manifests.commits import publish_cell, publish_chunk, read_rows, retire
 from manifests.errors import PipelineError, UnitError
 from manifests.fingerprint import digest_json
+from manifests.forgetting import WITHDRAWALS
 from manifests.integrity import checked_artifacts
 from manifests.layout import DatasetPaths
 from manifests.types import Cell, Chunk, ChunkArrays, Status
@@ -129,8 +130,8 @@ def _run_chunk(workspace: Workspace, node: Node, chunk: Chunk, task: UnitTask) -
     store = workspace.store(node, chunk.drop)
     stale = stale_commit(workspace, node, chunk)
     if stale is not None:
-        retire(store.root, chunk.unit, stale.attempt)
-    won = publish_chunk(store, chunk, result, {"inputs": inputs})
+        retire(store.root, chunk.unit, stale.commit.attempt)
+    won = publish_chunk(store, chunk, result, {"inputs": inputs, "run": task.run_id})
     timings = {**result.timings, "load": loaded - started, "publish": time.perf_counter() - computed}
     statuses = Counter(Status(item.status).name.lower() for item in result.items)
     reasons = Counter(item.reason for item in result.items if item.reason)
@@ -160,7 +161,13 @@ def _run_cell(workspace: Workspace, node: Node, cell: Cell, task: UnitTask) -> U
     stale = stale_cell(workspace, node, cell)
     if stale is not None:
         retire(workspace.root(node), cell.unit, stale.attempt)
-    won = publish_cell(workspace.root(node), cell.unit, lambda out: stage.fit(cell, data, out), {"inputs": inputs})
+    record = {
+        "inputs": inputs,
+        "run": task.run_id,
+        "drops": [drop.drop_id for drop in workspace.drops],
+        WITHDRAWALS: [record.withdrawal_id for record in workspace.withdrawals],
+    }
+    won = publish_cell(workspace.root(node), cell.unit, lambda out: stage.fit(cell, data, out), record)
     return UnitReport(won, timings={"fit": time.perf_counter() - started}, pid=os.getpid())
 
 

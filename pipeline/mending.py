@@ -8,12 +8,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from manifests.commits import Commit, read_commit, retire
+from manifests.drops import load_drops, load_rows
 from manifests.errors import DamagedError, ExitCode, StoreError, UsageError
+from manifests.forgetting import Trace, find_traces
 from manifests.integrity import gc, gc_partials, restore_metadata, verify
 from manifests.layout import DatasetPaths
 from manifests.readers import REASONS
 from manifests.store import make_folders
 from manifests.types import Status
+from manifests.withdrawals import load_withdrawals, withdrawn_ids
 from pipeline.commands import print_json, say, store_roots
 from pipeline.plan import commits_of
 from pipeline.workspace import Workspace
@@ -190,14 +193,17 @@ def _causes(commit: Commit, drop_id: str, above: Mapping[Image, str]) -> Iterato
 
 
 def do_gc(paths: DatasetPaths, older_than_s: float, *, delete: bool, as_json: bool) -> int:
-    """List what killed processes left in staging folders and half-written files, or delete it; return the exit code.
+    """List what nothing leads to any more, or delete it; return the exit code.
+
+    That is what killed processes left in staging folders and half-written files, and what holds, or was computed from,
+    withdrawn images.
 
     Parameters
     ----------
     paths : DatasetPaths
         The data set.
     older_than_s : float
-        Leave everything alone that changed within so many seconds: an attempt may be at work there.
+        Leave leftovers alone that changed within so many seconds: an attempt may be at work there.
     delete : bool
         Delete what is listed.
     as_json : bool
@@ -211,11 +217,26 @@ def do_gc(paths: DatasetPaths, older_than_s: float, *, delete: bool, as_json: bo
     old = [folder for root in store_roots(paths) for folder in gc(root, older_than_s, dry_run=not delete)]
     old += gc_partials(paths.root, older_than_s, dry_run=not delete)
     names = [left.relative_to(paths.root).as_posix() for left in old]
+    traces = _traces(paths, delete=delete)
     if as_json:
-        print_json({"deleted": delete, "leftovers": names})
+        told = [{"path": trace.path, "what": trace.what} for trace in traces]
+        print_json({"deleted": delete, "leftovers": names, "withdrawn": told})
         return int(ExitCode.DONE)
-    say(names)
+    say([*names, *(f"{trace.path}: {trace.what}" for trace in traces)])
     what = f"{len(names)} leftovers older than {older_than_s / DAY_S:g} days"
-    advice = "; delete them with: pipeline gc --delete" if names else ""
+    what += f" and {len(traces)} traces of withdrawn images" if traces else ""
+    advice = "; delete them with: pipeline gc --delete" if names or traces else ""
     say([f"{what} deleted." if delete else f"{what}{advice}."])
+    if traces and delete:
+        say(["What was computed from withdrawn images is pending again: pipeline run"])
     return int(ExitCode.DONE)
+
+
+def _traces(paths: DatasetPaths, *, delete: bool) -> list[Trace]:
+    withdrawals = load_withdrawals(paths)
+    drops = [(drop, load_rows(paths, drop)) for drop in load_drops(paths)]
+    names = [record.withdrawal_id for record in withdrawals]
+    traces = list(find_traces(paths, drops, withdrawn_ids(withdrawals), names))
+    for trace in traces if delete else ():
+        trace.remove()
+    return traces

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from manifests.commits import Commit, content_digest, pending, read_commit
 from manifests.errors import UsageError
+from manifests.forgetting import holds
 from manifests.types import Cell, Chunk, Status
 from pipeline.graph import Node
 from pipeline.workspace import Workspace
@@ -21,7 +23,7 @@ class PlannedUnit:
     """Key of the node."""
     unit: str
     reason: str
-    """`new`, `retired`, or `upstream changed`."""
+    """`new`, `retired`, `upstream changed` or `withdrawn`."""
     position: int
     """Place among all units of the node, committed ones too, so that array tasks agree on whose it is."""
     chunk: Chunk | None = None
@@ -65,8 +67,8 @@ def _plan_chunks(workspace: Workspace, node: Node) -> list[PlannedUnit]:
         chunks = {chunk.unit: chunk for chunk in drop.chunks()}
         reasons = dict(pending(workspace.root(node, drop.drop_id), list(chunks)))
         for index, (unit, chunk) in enumerate(chunks.items(), position):
-            if unit not in reasons and stale_commit(workspace, node, chunk):
-                reasons[unit] = "upstream changed"
+            if unit not in reasons and (stale := stale_commit(workspace, node, chunk)):
+                reasons[unit] = stale.reason
             if unit in reasons:
                 planned.append(PlannedUnit(node.key, unit, reasons[unit], index, chunk=chunk))
         position += len(chunks)
@@ -79,14 +81,27 @@ def input_digests(workspace: Workspace, node: Node, chunk: Chunk) -> dict[str, s
     return {stage: content_digest(root, [chunk.unit]) for stage, root in inputs.items()}
 
 
-def stale_commit(workspace: Workspace, node: Node, chunk: Chunk) -> Commit | None:
-    """The commit of a chunk if it was made from another commit of its input than the one that stands now."""
-    if not node.inputs:
+class Stale(NamedTuple):
+    """A commit that is to be replaced."""
+
+    commit: Commit
+    reason: str
+
+
+def stale_commit(workspace: Workspace, node: Node, chunk: Chunk) -> Stale | None:
+    """The commit of a chunk if it was made from another commit of its input, or holds images withdrawn since."""
+    rows = workspace.chunk_rows(chunk) if workspace.withdrawn else ()
+    gone = any(row.image_id in workspace.withdrawn for row in rows)
+    if not node.inputs and not gone:
         return None
     commit = read_commit(workspace.root(node, chunk.drop), chunk.unit)
-    if commit is None or commit.record.get("inputs") == input_digests(workspace, node, chunk):
+    if commit is None:
         return None
-    return commit
+    if gone and holds(commit, workspace.withdrawn):
+        return Stale(commit, "withdrawn")
+    if node.inputs and commit.record.get("inputs") != input_digests(workspace, node, chunk):
+        return Stale(commit, "upstream changed")
+    return None
 
 
 def plan_cells(workspace: Workspace, node: Node) -> list[PlannedUnit]:

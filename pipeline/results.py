@@ -22,6 +22,7 @@ from pipeline.committed import Committed, look_up, read_artifact
 from pipeline.config import load_config
 from pipeline.gallery import Pictures, take_pictures
 from pipeline.graph import Node
+from pipeline.lineage import lineage
 from pipeline.workspace import Workspace
 from stages.methods import sees_masks
 from stages.models.registry import UNTRAINED
@@ -129,6 +130,8 @@ def mask_ledger(workspace: Workspace, committed: Committed) -> pd.DataFrame:
             for chunk in drop.chunks():
                 arrays = read_rows(store, chunk, ("status", "area_fraction"))
                 for row, status, area in zip(workspace.chunk_rows(chunk), *arrays.values(), strict=True):
+                    if row.image_id in workspace.withdrawn:
+                        continue
                     key = (node.policy, str(row.split), row.label)
                     counts.setdefault(key, Counter()).update(["n", Status(int(status)).name.lower()])
                     if status == Status.OK:
@@ -217,6 +220,7 @@ def report_data(workspace: Workspace) -> ReportData:
         gallery=pictures.items,
         incomplete=committed.incomplete,
         unreadable=pictures.unreadable,
+        provenance=lineage(workspace, committed),
     )
 
 
@@ -239,6 +243,7 @@ def _fingerprint(workspace: Workspace, committed: Committed, pictures: Pictures,
         ],
         "incomplete": committed.incomplete,
         "unreadable": pictures.unreadable,
+        "withdrawals": [record.withdrawal_id for record in workspace.withdrawals],
     }
     return digest_json(shown)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from manifests.errors import ExitCode
+from manifests.readers import WITHDRAWN
 from manifests.types import Status
 from pipeline.execute import UnitReport
 from pipeline.graph import Node
@@ -51,7 +52,8 @@ class Tally:
                 for item in commit.outcomes():
                     if item.status == Status.FAILED:
                         seen.setdefault((drop_id, item.row), item.reason)
-        self.failed_images = Counter(seen.values())
+        # What was withdrawn has no result on purpose.
+        self.failed_images = Counter(reason for reason in seen.values() if reason != WITHDRAWN)
 
     def exit_code(self) -> ExitCode:
         """FAILURES if a unit failed for good or an image has no result."""

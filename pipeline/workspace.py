@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +19,8 @@ from manifests.layout import DatasetPaths
 from manifests.readers import ImageSource
 from manifests.store import StageStore
 from manifests.twins import Twin
-from manifests.types import Chunk, ImageRow
+from manifests.types import Chunk, ImageRow, Split, StageIdentity
+from manifests.withdrawals import Withdrawal, load_withdrawals, withdrawn_ids
 from pipeline.config import RunConfig
 from pipeline.graph import Node, build_graph
 from stages import stage_class
@@ -55,23 +57,34 @@ class Workspace:
         self.paths = paths
         self.config = config
         self.source = source
-        self.drops: tuple[Drop, ...] = tuple(d for d in load_drops(paths) if drop_ids is None or d.drop_id in drop_ids)
+        self.withdrawals: tuple[Withdrawal, ...] = load_withdrawals(paths)
+        self.withdrawn = withdrawn_ids(self.withdrawals)
+        self._rows: dict[str, tuple[ImageRow, ...]] = {}
+        known = tuple(d for d in load_drops(paths) if drop_ids is None or d.drop_id in drop_ids)
+        self.drops: tuple[Drop, ...] = tuple(drop for drop in known if self._stands(drop))
         if not self.drops:
             raise InventoryError(
-                f"The data set {paths.name!r} has no drop.",
+                f"The data set {paths.name!r} has no drop{' that is not withdrawn' if known else ''}.",
                 f"Start with: pipeline ingest SOURCE --dataset {paths.name}",
             )
         self.nodes: Mapping[str, Node] = {n.key: n for n in build_graph(config)}
         self.plans: dict[str, Any] = {}
         """Units that each node lacks, as last planned; `forget_plans` after anything was committed or retired."""
-        self._rows: dict[str, tuple[ImageRow, ...]] = {}
         self._data: dict[str, str] = {}
         self._stages: dict[str, MapStage | CellStage] = {}
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names in the order of the class index."""
-        return tuple(self.drops[-1].classes)
+        """Class names in the order of the class index; none that only withdrawn images had."""
+        names = self.drops[-1].classes
+        if not self.withdrawn:
+            return names
+        left = {row.label for drop in self.drops for row in self.rows(drop.drop_id)}
+        return tuple(name for name in names if name in left)
+
+    def _stands(self, drop: Drop) -> bool:
+        """Whether a drop has an image that is not withdrawn."""
+        return not self.withdrawn or any(row.image_id not in self.withdrawn for row in load_rows(self.paths, drop))
 
     @cached_property
     def locations(self) -> Mapping[str, str]:
@@ -98,15 +111,18 @@ class Workspace:
         raise InventoryError(f"The data set {self.paths.name!r} has no drop {drop_id!r}.", f"Drops: {known}.")
 
     def rows(self, drop_id: str) -> tuple[ImageRow, ...]:
-        """All rows of one drop, read once."""
+        """All rows of one drop, read once; a withdrawn image has no label and is in no split."""
         if drop_id not in self._rows:
-            self._rows[drop_id] = load_rows(self.paths, self.drop(drop_id))
+            self._rows[drop_id] = tuple(
+                replace(row, label="", split=Split.NONE) if row.image_id in self.withdrawn else row
+                for row in load_rows(self.paths, self.drop(drop_id))
+            )
         return self._rows[drop_id]
 
     def image_source(self, drop_id: str) -> ImageSource:
         """Reader of one drop's image files."""
         root = self.source or Path(self.drop(drop_id).source_root)
-        return ImageSource(root, self.locations)
+        return ImageSource(root, self.locations, withdrawn=self.withdrawn)
 
     def map_stage(self, node: Node) -> MapStage:
         """The stage object of a map node, built once."""
@@ -129,18 +145,24 @@ class Workspace:
             self._stages[node.key] = build(node.settings, context)
         return self._stages[node.key]
 
+    def identity(self, node: Node) -> StageIdentity:
+        """Everything that determines a node's results under this configuration."""
+        return self._stage(node).identity()
+
     def fingerprint(self, node: Node) -> str:
         """Full fingerprint of a node under this configuration."""
-        return self._stage(node).identity().fingerprint
+        return self.identity(node).fingerprint
 
     def data_digest(self, node: Node) -> str:
         """Digest of all arrays that a cell node's map input has committed, by any attempt; measured once.
 
-        What the audit flags is part of it, because every score tells flagged test images apart.
+        What the audit flags is part of it, because every score tells flagged test images apart; and so is what was
+        withdrawn.
         """
         if node.key not in self._data:
             rows = [row for drop in self.drops for row in self.rows(drop.drop_id)]
-            parts: dict[str, Any] = {"flagged": sorted(flagged(rows, self.twins))}
+            gone = [row.image_id for row in rows if row.image_id in self.withdrawn]
+            parts: dict[str, Any] = {"flagged": sorted(flagged(rows, self.twins)), "withdrawn": sorted(gone)}
             for stage, key in node.inputs.items():
                 if self.nodes[key].is_map:
                     parts[stage] = self.measure_data(self.nodes[key])
@@ -209,7 +231,7 @@ class Workspace:
 
     def write_identity(self, node: Node) -> None:
         """Write stage.json, the identity in full, unless it stands already."""
-        identity = self._stage(node).identity()
+        identity = self.identity(node)
         file = self.paths.stage_identity(node.stage, identity.fingerprint)
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -94,6 +94,8 @@ class ReportData:
     """What each unfinished mask policy lacks, such as `3 of 5 chunks of masks`."""
     unreadable: Mapping[str, int] = field(default_factory=dict)
     """Pictures of the gallery whose source file could not be read, by reason."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """What the results follow from, as JSON values: drops, withdrawals, and the identity of every stage."""
 
     def __post_init__(self) -> None:
         for name, frame, columns in (

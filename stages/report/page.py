@@ -32,7 +32,7 @@ def layout_digest() -> str:
 
 
 def write_report(data: ReportData, out: Path) -> Path:
-    """Write index.html, tables as CSV and figures/learning_curve.{png,svg,csv}; the page comes last.
+    """Write index.html, tables as CSV, provenance.json and figures/learning_curve.{png,svg,csv}; the page comes last.
 
     Parameters
     ----------
@@ -66,6 +66,8 @@ def write_report(data: ReportData, out: Path) -> Path:
     rest = [column for column in data.scores.columns if column not in SCORE_COLUMNS]
     scores = data.scores[[*SCORE_COLUMNS, *rest]]
     write_atomic(out / "scores.csv", scores.to_csv(index=False, lineterminator="\n"))
+    record = {"report": data.fingerprint, "command": data.command, **data.provenance}
+    write_atomic(out / "provenance.json", json.dumps(record, indent=1) + "\n")
     write_atomic(out / PAGE, render(data, summary, compared, drawn["svg"]))
     return out / PAGE
 

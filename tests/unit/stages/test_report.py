@@ -305,7 +305,7 @@ def test_tables_and_figures_are_files_beside_the_page(tmp_path: Path) -> None:
     out = write_report(data(), tmp_path / "report").parent
     names = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
     curve = [f"figures/learning_curve.{kind}" for kind in ("csv", "png", "svg")]
-    assert names == ["comparison.csv", *curve, "index.html", "scores.csv", "summary.csv"]
+    assert names == ["comparison.csv", *curve, "index.html", "provenance.json", "scores.csv", "summary.csv"]
     back = pd.read_csv(out / "scores.csv", keep_default_na=False)
     assert back["correct"].tolist() == study()["correct"].tolist()
     assert pd.read_csv(out / "figures/learning_curve.csv")["accuracy_mean"].iloc[1] == pytest.approx(0.8)
