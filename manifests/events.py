@@ -69,10 +69,22 @@ class EventLog:
         self.close()
 
 
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """Read all whole lines of an event log; a line torn by a kill or a full disk is left out."""
+def read_events(path: Path, tail_bytes: int | None = None) -> list[dict[str, Any]]:
+    """Read all whole lines of an event log; a line torn by a kill or a full disk is left out.
+
+    Parameters
+    ----------
+    path : Path
+        The log.
+    tail_bytes : int, optional
+        Read no more than this from the end.
+    """
+    with path.open("rb") as stream:
+        if tail_bytes is not None:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - tail_bytes))
+        data = stream.read()
     events = []
-    for line in path.read_bytes().splitlines():
+    for line in data.splitlines():
         try:
             event = json.loads(line)
         except ValueError:

@@ -68,9 +68,14 @@ class DatasetPaths:
         """Folder with data.zarr and commits of a map stage for one drop."""
         return self.stage(stage, fingerprint) / drop_id
 
+    @property
+    def runs(self) -> Path:
+        """Folder of all runs; their names sort by time."""
+        return self.root / "runs"
+
     def run(self, run_id: str) -> Path:
         """Folder of one run: run.json, events.jsonl."""
-        return self.root / "runs" / run_id
+        return self.runs / run_id
 
     def report(self, fingerprint: str) -> Path:
         """Folder of one report."""

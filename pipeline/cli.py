@@ -76,8 +76,9 @@ def plan(
     set_: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Say what `run` would do, and why; change nothing."""
-    from pipeline.commands import do_plan, open_workspace
+    """Say what `run` would do and why, how much it would write and how long it might take; change nothing."""
+    from pipeline.commands import open_workspace
+    from pipeline.overview import do_plan
 
     set_up(verbose=False)
     do_plan(open_workspace(workdir, dataset, (config, set_, preset)), stage, as_json=json)
@@ -123,8 +124,9 @@ def status(
     set_: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Show what is committed, stage by stage: units, images by status, failures by reason."""
-    from pipeline.commands import do_status, open_workspace
+    """Show what is committed and pending, by stage and drop: images by status, fallbacks and failures by reason."""
+    from pipeline.commands import open_workspace
+    from pipeline.overview import do_status
 
     set_up(verbose=False)
     do_status(open_workspace(workdir, dataset, (config, set_, preset)), as_json=json)

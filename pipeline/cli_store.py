@@ -64,6 +64,24 @@ def withdraw(
 
 
 @store.command()
+def explain(
+    what: Annotated[str, typer.Argument(metavar="ID", help="Image id or path; drop-001/000003; or medfocus-5-0.")],
+    workdir: WorkdirOption = DEFAULT_WORKDIR,
+    dataset: DatasetOption = None,
+    config: ConfigOption = None,
+    preset: PresetOption = None,
+    set_: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show every record that touched an image, a chunk or a cell, from the source file to the score."""
+    from pipeline.commands import open_workspace
+    from pipeline.explain_text import do_explain
+
+    set_up(verbose=False)
+    do_explain(open_workspace(workdir, dataset, (config, set_, preset)), what, as_json=json)
+
+
+@store.command()
 def verify(
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     dataset: DatasetOption = None,

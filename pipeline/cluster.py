@@ -73,17 +73,28 @@ def open_cluster(config: ClusterConfig, units: int, scratch: str) -> Iterator[Cl
     scratch : str
         Folder for Dask's own temporary files.
     """
-    workers = config.workers or min(8, len(visible_gpus()) or len(os.sched_getaffinity(0)))
-    kind = config.kind
-    if kind == "auto":
-        kind = "local" if workers > 1 and units > 1 else "inline"
-    if kind == "inline":
+    if _kind(config, units) == "inline":
         yield InlineCluster(config.retries)
         return
     from pipeline.dask_cluster import local_cluster
 
-    with local_cluster(config, max(1, min(workers, units)), scratch) as cluster:
+    with local_cluster(config, worker_count(config, units), scratch) as cluster:
         yield cluster
+
+
+def worker_count(config: ClusterConfig, units: int) -> int:
+    """How many units run at once, if a stage has so many."""
+    return 1 if _kind(config, units) == "inline" else max(1, min(_most_workers(config), units))
+
+
+def _most_workers(config: ClusterConfig) -> int:
+    return config.workers or min(8, len(visible_gpus()) or len(os.sched_getaffinity(0)))
+
+
+def _kind(config: ClusterConfig, units: int) -> str:
+    if config.kind == "auto":
+        return "local" if _most_workers(config) > 1 and units > 1 else "inline"
+    return config.kind
 
 
 def visible_gpus() -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,7 @@ from manifests.integrity import verify
 from manifests.layout import DatasetPaths, Workdir
 from pipeline.config import RunConfig, load_config
 from pipeline.doctor import examine
-from pipeline.graph import select
 from pipeline.logs import counter, duration, log
-from pipeline.plan import commits_of, count_outcomes, incomplete_inputs, plan_cells, plan_map
 from pipeline.runner import Outcome, Runner, RunOptions
 from pipeline.terminal import print_table
 from pipeline.workspace import Workspace
@@ -126,25 +124,6 @@ def _audit_lines(audit: Audit) -> Iterable[str]:
         yield f"  earlier images whose pixels could not be compared: {audit.not_compared}"
 
 
-def do_plan(workspace: Workspace, stage: str, *, as_json: bool) -> None:
-    """Print what a run would do."""
-    rows: list[dict[str, Any]] = []
-    for node in select(tuple(workspace.nodes.values()), stage):
-        lacking = {} if node.is_map else incomplete_inputs(workspace, node)
-        if lacking:
-            rows.append({"stage": node.key, "units": None, "why": "after " + ", ".join(lacking)})
-            continue
-        units = plan_map(workspace, node) if node.is_map else plan_cells(workspace, node)
-        reasons = sorted({u.reason for u in units})
-        rows.append({"stage": node.key, "units": len(units), "why": ", ".join(reasons)})
-    if as_json:
-        print_json(rows)
-        return
-    print_table(
-        ("stage", "units", "why"), [(r["stage"], "all" if r["units"] is None else r["units"], r["why"]) for r in rows]
-    )
-
-
 def do_run(workspace: Workspace, options: RunOptions, *, as_json: bool) -> int:
     """Run, say what was done, and return the exit code; `--stage all` ends with the report."""
     runner = Runner(workspace.paths, workspace.config, options)
@@ -185,38 +164,6 @@ def _run_lines(outcome: Outcome) -> Iterable[str]:
         yield f"  images without a result: {count} ({reason})"
     for unit, cause in tally.failed_units.items():
         yield f"  failed for good: {unit}: {cause}"
-
-
-def do_status(workspace: Workspace, *, as_json: bool) -> None:
-    """Print units and images of every stage."""
-    rows: list[dict[str, Any]] = []
-    for node in workspace.nodes.values():
-        lacking = {} if node.is_map else incomplete_inputs(workspace, node)
-        commits = {} if lacking else commits_of(workspace, node)
-        total = sum(len(d.chunks()) for d in workspace.drops) if node.is_map else None
-        if total is None and not lacking:
-            total = len(workspace.cell_stage(node).cells())
-        statuses, reasons = count_outcomes(commits)
-        rows.append(
-            {
-                "stage": node.key,
-                "committed": len(commits),
-                "units": total,
-                "images": dict(statuses),
-                "reasons": dict(reasons),
-            }
-        )
-    if as_json:
-        print_json(rows)
-        return
-    cells = [
-        (r["stage"], f"{r['committed']}/{r['units'] or '?'}", _pairs(r["images"]), _pairs(r["reasons"])) for r in rows
-    ]
-    print_table(("stage", "units", "images", "reasons"), cells)
-
-
-def _pairs(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
 
 
 def store_roots(paths: DatasetPaths) -> list[Path]:
