@@ -251,7 +251,7 @@ def test_plan_and_status_say_what_is_and_what_would_be(study: Study) -> None:
     assert by_stage["masks[supplied]"]["images"] == {"ok": 18}
     planned = study.cli("plan", "--workdir", study.work, "--json", *QUICK, "--set", "masks.compositing=crop")
     rows = {row["stage"]: (row["units"], row["why"]) for row in json.loads(planned.out)}
-    assert rows["masks[supplied]"] == (5, "new")
+    assert rows["masks[supplied]"] == (5, 'settings changed: compositing was "masked", is "crop"')
     assert rows["texts"] == (0, "")
     assert rows["fusion[supplied]"][0] is None
 
