@@ -18,6 +18,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PIP) torch torchvision setuptools wheel
 	SAM2_BUILD_CUDA=0 $(PIP) --no-build-isolation sam2
 	$(PIP) --no-build-isolation --editable '.[embedded,dev]'
+	$(PIP) --no-deps roc-validator
 	touch $@
 
 test: setup

@@ -77,6 +77,11 @@ class DatasetPaths:
         """Folder of one run: run.json, events.jsonl."""
         return self.runs / run_id
 
+    @property
+    def exports(self) -> Path:
+        """Folder of exports that were given no other."""
+        return self.root / "exports"
+
     def report(self, fingerprint: str) -> Path:
         """Folder of one report."""
         return self.root / "reports" / fingerprint[:12]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -140,3 +141,20 @@ def gc(
     from pipeline.mending import DAY_S, do_gc
 
     raise typer.Exit(do_gc(dataset_paths(workdir, dataset), days * DAY_S, delete=delete, as_json=json))
+
+
+@store.command()
+def export(
+    what: Annotated[str, typer.Argument(help="provenance: a Workflow Run RO-Crate with a Croissant description.")],
+    out: Annotated[Path | None, typer.Option("--out", help="New folder; exports/WHAT-TIME by default.")] = None,
+    workdir: WorkdirOption = DEFAULT_WORKDIR,
+    dataset: DatasetOption = None,
+    config: ConfigOption = None,
+    preset: PresetOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Write what is committed in a form that other tools read."""
+    from pipeline.commands import do_export, open_workspace
+
+    set_up(verbose=False)
+    do_export(open_workspace(workdir, dataset, (config, set_, preset)), what, out)
