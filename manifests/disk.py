@@ -13,6 +13,8 @@ from manifests.errors import StoreError
 
 PARTIAL = ".partial"
 """End of the name of a file that is being written beside the one that it is to replace."""
+INCOMING = ".incoming-"
+"""Beginning of the name of a drop that is being written."""
 ADVICE = {
     errno.ENOSPC: "Free space there and run again: what was committed is unharmed.",
     errno.EDQUOT: "Free some of your quota and run again: what was committed is unharmed.",

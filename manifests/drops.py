@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from manifests.audit import Audit
-from manifests.disk import disk_errors, make_private, sync_folder, write_atomic, write_synced
+from manifests.disk import INCOMING, disk_errors, make_private, sync_folder, write_atomic, write_synced
 from manifests.errors import InventoryError
 from manifests.fingerprint import digest_bytes, digest_file
 from manifests.inventory_file import format_rows, parse_rows
@@ -30,8 +30,8 @@ class Drop(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    schema_version: Literal[2] = 2
-    """2 since inventory.csv has mask_sha256."""
+    schema_version: Literal[2, 3] = 3
+    """2 since inventory.csv has mask_sha256, 3 since there is audit_sha256."""
     drop_id: str
     dataset: str
     source_root: str
@@ -43,6 +43,8 @@ class Drop(BaseModel):
     """Labels seen so far, earlier drops included: those keep their index, new ones follow in sorted order."""
     inventory_sha256: str
     """Digest of inventory.csv."""
+    audit_sha256: str = ""
+    """Digest of audit.json, whose twins decide which test images scores flag; empty in drops of schema 2."""
     created: str
     """UTC time, ISO 8601."""
     previous: tuple[str, ...] = ()
@@ -65,19 +67,21 @@ def write_drop(paths: DatasetPaths, drop: Drop, rows: Sequence[ImageRow], audit:
     Raises
     ------
     InventoryError
-        If a drop of this id exists, another drop arrived since `drop` was made, or the rows are not those of `drop`.
+        If a drop of this id exists, another one arrived since `drop` was made, or rows or audit are not its own.
     StoreError
         If the disk is full, read-only, forbidden or failing.
     """
     inventory = format_rows(rows)
     if digest_bytes(inventory) != drop.inventory_sha256 or len(rows) != drop.n_items:
         raise InventoryError(f"The rows are not those of drop {drop.drop_id!r}.", "Make the drop of these rows.")
+    if drop.audit_sha256 not in ("", audit_digest(audit)):
+        raise InventoryError(f"The audit is not that of drop {drop.drop_id!r}.", "Make the drop of this audit.")
     if paths.drop(drop.drop_id).exists():
         raise _taken(drop.drop_id)
     if tuple(earlier.drop_id for earlier in load_drops(paths)) != drop.previous:
         raise InventoryError("Another drop arrived in the meantime.", "Ingest the source again.")
     make_private(paths.root)
-    staging = make_private(make_private(paths.drops) / f".incoming-{uuid.uuid4().hex}")
+    staging = make_private(make_private(paths.drops) / f"{INCOMING}{uuid.uuid4().hex}")
     contents = {
         DROP_FILE: _json(drop),
         INVENTORY_FILE: inventory,
@@ -93,6 +97,11 @@ def write_drop(paths: DatasetPaths, drop: Drop, rows: Sequence[ImageRow], audit:
             _publish(staging, paths.drop(drop.drop_id))
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def audit_digest(audit: Audit) -> str:
+    """sha256 of an audit as audit.json."""
+    return digest_bytes(_json(audit))
 
 
 def load_drops(paths: DatasetPaths) -> tuple[Drop, ...]:
@@ -136,13 +145,17 @@ def load_audit(paths: DatasetPaths, drop: Drop) -> Audit:
     Raises
     ------
     InventoryError
-        If audit.json is missing or damaged.
+        If audit.json is missing or is not the one that was ingested.
     """
     file = paths.drop(drop.drop_id) / AUDIT_FILE
+    altered = InventoryError(f"The audit of drop {drop.drop_id!r} was altered or removed.", RESTORE)
     try:
-        return Audit.model_validate_json(file.read_bytes())
+        data = file.read_bytes()
+        if drop.audit_sha256 not in ("", digest_bytes(data)):
+            raise altered
+        return Audit.model_validate_json(data)
     except (FileNotFoundError, ValidationError) as error:
-        raise InventoryError(f"{AUDIT_FILE} of drop {drop.drop_id!r} is missing or damaged.", RESTORE) from error
+        raise altered from error
 
 
 def load_looks(paths: DatasetPaths, drop: Drop) -> Looks | None:
@@ -155,6 +168,22 @@ def load_looks(paths: DatasetPaths, drop: Drop) -> Looks | None:
     """
     file = paths.drop(drop.drop_id) / LOOKS_FILE
     return Looks.from_bytes(file.read_bytes(), drop.n_items) if file.is_file() else None
+
+
+def verify_drops(paths: DatasetPaths) -> list[str]:
+    """What is wrong with the records of all drops, in words; nothing if all is well."""
+    try:
+        drops = load_drops(paths)
+    except InventoryError as error:
+        return [str(error)]
+    problems = []
+    for drop in drops:
+        for check in (load_rows, load_audit, load_looks):
+            try:
+                check(paths, drop)
+            except InventoryError as error:
+                problems.append(f"{drop.drop_id}: {error}")
+    return problems
 
 
 def load_locations(paths: DatasetPaths) -> dict[str, str]:

@@ -11,6 +11,7 @@ from manifests.audit import Audit, check, require_clean
 from manifests.changes import Changes, compare
 from manifests.drops import (
     Drop,
+    audit_digest,
     dataset_classes,
     load_audit,
     load_drops,
@@ -69,6 +70,10 @@ class IngestReport:
     conflicts: tuple[str, ...]
     """Known images with another label, split or mask than before, each text led by image_id; nothing was changed."""
     ignored: int
+    unnamed: int
+    """Images in the source that the CSV does not name."""
+    without_patient: int
+    """Rows of the new drop that name no patient or study: they cannot be kept together with others."""
     leaks: tuple[str, ...]
     """image_ids of test and validation images that leak through the new drop; scores flag the test images."""
     leaking: int
@@ -138,6 +143,7 @@ def ingest(
             chunk_items=options.chunk_items,
             classes=_extended(dataset_classes(drops), rows),
             inventory_sha256=digest_bytes(format_rows(rows)),
+            audit_sha256=audit_digest(audit),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             previous=tuple(earlier.drop_id for earlier in drops),
             salt_id=found.salt_id,
@@ -188,6 +194,8 @@ def _report(
         pictures_known=len(_pictures_known(rows, audit)),
         conflicts=changes.conflicts,
         ignored=found.ignored,
+        unnamed=found.unnamed,
+        without_patient=sum(row.group_id == row.image_id for row in rows),
         leaks=audit.leaks if audit else (),
         leaking=_leaking(audit, [*old, *rows]),
         leaking_earlier=_leaking(audit, old),

@@ -13,7 +13,7 @@ from manifests.drops import Drop, load_locations, load_looks
 from manifests.inventory import Scan
 from manifests.layout import DatasetPaths
 from manifests.looks import Looks, look, no_looks
-from manifests.readers import ImageSource
+from manifests.readers import WITHDRAWN, ImageSource
 from manifests.shifts import find_shifts
 from manifests.twins import Twin, find_pairs, name_twins
 from manifests.types import ImageRow
@@ -77,7 +77,7 @@ def earlier_looks(
         stands = np.array([row.image_id not in withdrawn for row in rows])
         kept = load_looks(paths, drop)
         if kept is None and stands.any():
-            source = ImageSource(Path(drop.source_root), locations, withdrawn=frozenset(withdrawn))
+            source = ImageSource(Path(drop.source_root), locations, refused=dict.fromkeys(withdrawn, WITHDRAWN))
             kept = look(rows, source)[0]
         looks = looks.together(kept.take(stands) if kept is not None else no_looks())
     return looks

@@ -209,7 +209,7 @@ def gc(root: Path, older_than_s: float, *, dry_run: bool) -> list[Path]:
 
 
 def gc_partials(folder: Path, older_than_s: float, *, dry_run: bool) -> list[Path]:
-    """Delete half-written files that killed processes left beside what they were to replace.
+    """Delete half-written files, and drops under way, that killed processes left beside what they were to replace.
 
     Parameters
     ----------
@@ -235,9 +235,10 @@ def gc_partials(folder: Path, older_than_s: float, *, dry_run: bool) -> list[Pat
         for here, folders, files in os.walk(folder):
             folders[:] = [name for name in folders if name not in STORE_FOLDERS]
             partials = [Path(here, name) for name in files if name.startswith(".") and name.endswith(disk.PARTIAL)]
+            partials += [Path(here, name) for name in folders if name.startswith(disk.INCOMING)]
             found += [file for file in partials if time.time() - _last_change(file) > older_than_s]
-        for file in [] if dry_run else found:
-            file.unlink(missing_ok=True)
+        for path in [] if dry_run else found:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     return sorted(found)
 
 

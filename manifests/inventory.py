@@ -52,6 +52,8 @@ class Scan:
     items: tuple[SourceItem, ...]
     ignored: int
     """Files and folders that were passed over: hidden ones and those that are no images."""
+    unnamed: int
+    """Images in the source that its CSV does not name."""
     salt_id: str
     """Which salt made the group ids; empty if there are no groups."""
 
@@ -97,7 +99,7 @@ def scan(
         items.append(_examine(root, image, salt))
         if on_file is not None:
             on_file(position, len(listing.images))
-    return Scan(tuple(items), listing.ignored, salt_identity(salt) if salt else "")
+    return Scan(tuple(items), listing.ignored, listing.unnamed, salt_identity(salt) if salt else "")
 
 
 def number_rows(items: Iterable[SourceItem]) -> tuple[ImageRow, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
@@ -10,7 +11,7 @@ from types import MappingProxyType
 from unicodedata import normalize
 
 from manifests.errors import InventoryError
-from manifests.listing import SPLIT_WORDS, ListedImage, Listing, inside
+from manifests.listing import SPLIT_WORDS, ListedImage, Listing, inside, is_image_name
 from manifests.types import Split
 
 ROLES = ("file", "label", "split", "group", "mask")
@@ -62,7 +63,17 @@ def list_csv(root: Path, labels: Path, columns: Mapping[str, str] | None = None)
         "The CSV names files that do not exist",
         "Paths are relative to the source folder; check it and the CSV.",
     )
-    return Listing(tuple(sorted(images, key=lambda image: image.path)))
+    return Listing(tuple(sorted(images, key=lambda image: image.path)), unnamed=_count_unnamed(root, set(named)))
+
+
+def _count_unnamed(root: Path, named: set[str]) -> int:
+    """How many images of the source the CSV leaves out; a folder that cannot be listed is passed over."""
+    count = 0
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        images = [name for name in files if is_image_name(name) and not name.startswith(".")]
+        count += sum(Path(folder, name).relative_to(root).as_posix() not in named for name in images)
+    return count
 
 
 def _read(labels: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -113,11 +124,21 @@ def _listed(record: Mapping[str, str], used: Mapping[str, str], line: int) -> Li
         raise InventoryError(f"CSV line {line} names no file.", "Fill the cell or delete the line.")
     return ListedImage(
         path=_relative(cell["file"], line),
-        label=normalize("NFC", cell.get("label", "").strip()),
+        label=_label(cell.get("label", ""), line),
         split=_split(cell.get("split", ""), line),
         group=cell.get("group", "").strip(),
         mask_path=_relative(cell["mask"], line) if cell.get("mask") else "",
     )
+
+
+def _label(text: str, line: int) -> str:
+    label = normalize("NFC", text.strip())
+    if label.lower() == "nan":
+        raise InventoryError(
+            f"CSV line {line}: the label is {text!r}, which a program wrote for a missing value.",
+            "Leave the cell empty where there is no label; rename a class that is really called so.",
+        )
+    return label
 
 
 def _split(word: str, line: int) -> Split:

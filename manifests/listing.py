@@ -52,6 +52,8 @@ class Listing:
     images: tuple[ListedImage, ...]
     ignored: int = 0
     """Hidden entries, links to folders inside the source, and files that are no images."""
+    unnamed: int = 0
+    """Images in the source that its CSV does not name, neither as image nor as mask."""
 
 
 def list_folders(root: Path) -> Listing:

@@ -49,13 +49,15 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "mask.changed": "the mask's bytes are no longer those that were ingested",
         "mask.size": "the mask has another size than its image",
         "withdrawn": "the image was withdrawn from the data set",
+        "poison": "the worker process died each time it worked on this image",
         "upstream.failed": "an earlier stage could not use this image",
     }
 )
 """Every code of a failed image that reading can give, and what it means."""
 
-WITHDRAWN = "withdrawn"
-MAX_PIXELS = 100_000_000
+WITHDRAWN, POISON = "withdrawn", "poison"
+MAX_PIXELS = 89_478_485
+"""Pillow's own limit, a quarter of a gigabyte of RGB: 10,000 x 10,000 pixels are refused."""
 BYTES_PER_PIXEL = 8
 """A file may have this many bytes a pixel of the limit: 16-bit RGBA, uncompressed."""
 ORIENTATION = 0x0112
@@ -110,8 +112,8 @@ class ImageSource:
     """Path relative to the root of each renamed file by image_id; of its mask by `mask_key(row)`."""
     max_pixels: int = MAX_PIXELS
     """Images with more pixels are refused before they are decoded."""
-    withdrawn: frozenset[str] = frozenset()
-    """image_ids of images that are not read any more, whatever is in the source."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Code by image_id of each image that is not read, whatever is in the source: `WITHDRAWN` or `POISON`."""
 
     def read(self, row: ImageRow) -> NDArray[np.uint8]:
         """Read one image in full.
@@ -126,7 +128,7 @@ class ImageSource:
         ReadError
             With a code of `REASONS`; `changed` if the bytes are not those that were ingested.
         """
-        self._refuse_withdrawn(row)
+        self._check_refused(row)
         relative = self.locations.get(row.image_id, row.path)
         data = self._bytes(relative)
         if digest_bytes(data) != row.sha256:
@@ -147,7 +149,7 @@ class ImageSource:
             `mask.missing` if the row names none, `mask.changed` if the bytes are not those that were ingested,
             `mask.size` if it does not fit the image, or a code of reading.
         """
-        self._refuse_withdrawn(row)
+        self._check_refused(row)
         if not row.mask_path:
             raise ReadError("mask.missing", "no mask was supplied")
         relative = self.locations.get(mask_key(row), row.mask_path)
@@ -163,9 +165,9 @@ class ImageSource:
             raise ReadError("mask.size", sizes)
         return mask
 
-    def _refuse_withdrawn(self, row: ImageRow) -> None:
-        if row.image_id in self.withdrawn:
-            raise ReadError(WITHDRAWN, "see: pipeline drops")
+    def _check_refused(self, row: ImageRow) -> None:
+        if row.image_id in self.refused:
+            raise ReadError(self.refused[row.image_id], REASONS[self.refused[row.image_id]])
 
     def _bytes(self, relative: str) -> bytes:
         limit = self.max_pixels * BYTES_PER_PIXEL

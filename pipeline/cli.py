@@ -231,6 +231,8 @@ def main() -> None:
 
 
 def _complain(what: str, fix: str) -> None:
-    typer.echo(f"error: {what}", err=True)
+    from pipeline.terminal import visible
+
+    typer.echo(f"error: {visible(what)}", err=True)
     if fix:
-        typer.echo(f"what to do: {fix}", err=True)
+        typer.echo(f"what to do: {visible(fix)}", err=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from manifests.audit import Audit
+from manifests.drops import verify_drops
 from manifests.errors import ExitCode, InventoryError, UsageError
 from manifests.ingest import IngestOptions, IngestReport, ingest
 from manifests.integrity import verify
@@ -20,7 +21,7 @@ from pipeline.config import RunConfig, load_config
 from pipeline.doctor import examine
 from pipeline.logs import counter, duration, log
 from pipeline.runner import Outcome, Runner, RunOptions
-from pipeline.terminal import print_table
+from pipeline.terminal import print_table, visible
 from pipeline.workspace import Workspace
 from stages.models.weights import WeightsFolder
 
@@ -95,6 +96,10 @@ def _ingest_lines(report: IngestReport) -> Iterable[str]:
             yield f"  {name}: {count}"
     for image_id in report.conflicts:
         yield f"  differs in the source, nothing changed here: {image_id}"
+    if report.unnamed:
+        yield f"  images in the source that the CSV does not name: {report.unnamed}"
+    if report.drop and report.without_patient:
+        yield f"  images without a patient (no group): {report.without_patient}; each counts as a patient of its own"
     if report.leaks:
         earlier = f", {report.leaking_earlier} of them in earlier drops" if report.leaking_earlier else ""
         yield f"  test images that are in train too: {report.leaking}{earlier}; scores are given with and without them"
@@ -173,16 +178,20 @@ def store_roots(paths: DatasetPaths) -> list[Path]:
 
 
 def do_verify(paths: DatasetPaths, *, as_json: bool) -> int:
-    """Check every commit of a data set; name each damaged file; return the exit code."""
+    """Check every drop and every commit of a data set; name each damaged file; return the exit code."""
     roots = store_roots(paths)
+    lost = verify_drops(paths)
     damages = [(root.relative_to(paths.root).as_posix(), damage) for root in roots for damage in verify(root)]
     if as_json:
-        print_json([{"store": root, **asdict(damage)} for root, damage in damages])
+        told = [{"store": "drops", "unit": "", "path": "", "problem": problem} for problem in lost]
+        print_json([*told, *({"store": root, **asdict(damage)} for root, damage in damages)])
     else:
+        say(f"drops: {problem}" for problem in lost)
         say(f"{root}: {damage.unit}: {damage.path}: {damage.problem}" for root, damage in damages)
         advice = " Go on with: pipeline repair" if damages else ""
         say([f"{len(roots)} stores verified, {len(damages)} damaged files.{advice}"])
-    return int(ExitCode.REFUSED if damages else ExitCode.DONE)
+        say([f"{len(lost)} records of drops are damaged."] if lost else [])
+    return int(ExitCode.REFUSED if damages or lost else ExitCode.DONE)
 
 
 def do_report(workspace: Workspace, *, quiet: bool = False) -> Path:
@@ -274,4 +283,4 @@ def print_json(value: Any) -> None:
 def say(lines: Iterable[str]) -> None:
     """Print lines on stdout as they come."""
     for line in lines:
-        typer.echo(line)
+        typer.echo(visible(line))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import dask
@@ -18,9 +19,12 @@ from manifests.errors import PipelineError  # noqa: E402
 from pipeline.cluster import Outcome, Stopping, visible_gpus  # noqa: E402
 from pipeline.config import ClusterConfig  # noqa: E402
 from pipeline.execute import UnitReport, UnitTask, attempt_unit  # noqa: E402
+from pipeline.logs import log  # noqa: E402
 
 UNITS_IN_FLIGHT = 2
 """Units a worker holds at most: one that computes and one that waits."""
+MOST_POISON = 8
+"""Images of one chunk that are left out at most; where more kill the process, something else is wrong."""
 POLL_S = 0.5
 """How often signals are looked at while units compute, in seconds."""
 
@@ -67,7 +71,8 @@ class DaskCluster:
     def run(self, tasks: Sequence[UnitTask], stopping: Stopping) -> Iterator[Outcome]:
         """Yield outcomes as they complete, in any order.
 
-        A unit that was near a worker's death runs once more with nothing beside it, so that only the guilty one fails.
+        A unit that was near a worker's death runs once more with nothing beside it, so that only the guilty one fails;
+        of a guilty chunk the images are found that kill the process, and it runs without them.
         """
         queue = iter(tasks)
         flying: dict[Any, UnitTask] = {}
@@ -90,8 +95,38 @@ class DaskCluster:
                 task, result = flying.pop(future), self._result(future)
                 if isinstance(result, WorkerDiedError) and not alone:
                     suspects.append(task)
+                elif isinstance(result, WorkerDiedError) and (poison := self._isolate(task, stopping)):
+                    log.warning("%s: %d images kill their process and are left out", task.key, len(poison))
+                    yield task, self._alone(replace(task, poison=poison), "without poison")
                 else:
                     yield task, result
+
+    def _isolate(self, task: UnitTask, stopping: Stopping) -> tuple[int, ...]:
+        """Positions of the images of a chunk that kill the process by themselves; none if that is not the cause.
+
+        The chunk is halved again and again, and each half computed alone; nothing is committed meanwhile.
+        """
+        if task.planned.chunk is None:
+            return ()
+        poison: list[int] = []
+        deadly = [tuple(range(len(task.planned.chunk)))]
+        while deadly:
+            rows = deadly.pop(0)
+            if len(rows) == 1:
+                poison += rows
+                continue
+            for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
+                if stopping() is not None or len(poison) + len(deadly) > MOST_POISON:
+                    return ()
+                if isinstance(self._alone(replace(task, rows=half), f"rows {half[0]} to {half[-1]}"), WorkerDiedError):
+                    deadly.append(half)
+        return tuple(sorted(poison))
+
+    def _alone(self, task: UnitTask, name: str) -> UnitReport | Exception:
+        """Run one task with nothing beside it, and wait for it."""
+        future = self._submit(task, f"{task.key}#{name}")
+        wait([future])
+        return self._result(future)
 
     @staticmethod
     def _completed(flying: dict[Any, UnitTask]) -> list[Any]:

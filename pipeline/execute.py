@@ -45,6 +45,10 @@ class UnitTask:
     drops: tuple[str, ...]
     """Drops that the driver planned with; later ones are left to the next run."""
     run_id: str
+    rows: tuple[int, ...] = ()
+    """Positions in the chunk: compute these alone and commit nothing, to see whether the process survives."""
+    poison: tuple[int, ...] = ()
+    """Positions in the chunk of images that killed their process: they become failed rows."""
 
     @property
     def key(self) -> str:
@@ -125,7 +129,14 @@ def _run_chunk(workspace: Workspace, node: Node, chunk: Chunk, task: UnitTask) -
     loaded = time.perf_counter()
     inputs = input_digests(workspace, node, chunk)
     upstream = {stage: _read(workspace, key, chunk) for stage, key in node.inputs.items()}
-    result = stage.process(workspace.chunk_rows(chunk), workspace.image_source(chunk.drop), upstream)
+    rows = workspace.chunk_rows(chunk)
+    if task.rows:
+        some = list(task.rows)
+        parts = {name: {key: array[some] for key, array in arrays.items()} for name, arrays in upstream.items()}
+        stage.process([rows[i] for i in some], workspace.image_source(chunk.drop), parts)
+        return UnitReport(won=False, pid=os.getpid())
+    source = workspace.image_source(chunk.drop, [rows[i].image_id for i in task.poison])
+    result = stage.process(rows, source, upstream)
     computed = time.perf_counter()
     store = workspace.store(node, chunk.drop)
     stale = stale_commit(workspace, node, chunk)

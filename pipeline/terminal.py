@@ -13,6 +13,11 @@ PIPE_CHARACTERS = 10_000
 """Width of a pipe or a log file, which have no edge to wrap at."""
 
 
+def visible(text: str) -> str:
+    """A text with its control characters written out, so that no name can move the cursor or colour a terminal."""
+    return "".join(c if c.isprintable() or c == " " else repr(c)[1:-1] for c in text)
+
+
 def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]], console: Console | None = None) -> None:
     """Print a table; None is an empty cell.
 
@@ -25,7 +30,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]], console: C
     console : Console, optional
         Where to print; stdout by default.
     """
-    cells = [["" if value is None else str(value) for value in row] for row in rows]
+    cells = [["" if value is None else visible(str(value)) for value in row] for row in rows]
     console = console or Console(highlight=False)
     if not console.is_terminal:
         console.width = PIPE_CHARACTERS

@@ -16,7 +16,7 @@ from manifests.drops import Drop, load_audit, load_drops, load_locations, load_r
 from manifests.errors import InventoryError
 from manifests.fingerprint import canonical_json, digest_json
 from manifests.layout import DatasetPaths
-from manifests.readers import ImageSource
+from manifests.readers import POISON, WITHDRAWN, ImageSource
 from manifests.store import StageStore
 from manifests.twins import Twin
 from manifests.types import Chunk, ImageRow, Split, StageIdentity
@@ -119,10 +119,11 @@ class Workspace:
             )
         return self._rows[drop_id]
 
-    def image_source(self, drop_id: str) -> ImageSource:
-        """Reader of one drop's image files."""
+    def image_source(self, drop_id: str, poison: Iterable[str] = ()) -> ImageSource:
+        """Reader of one drop's image files, but for withdrawn ones and for those whose ids are `poison`."""
         root = self.source or Path(self.drop(drop_id).source_root)
-        return ImageSource(root, self.locations, withdrawn=self.withdrawn)
+        refused = dict.fromkeys(poison, POISON) | dict.fromkeys(self.withdrawn, WITHDRAWN)
+        return ImageSource(root, self.locations, refused=refused)
 
     def map_stage(self, node: Node) -> MapStage:
         """The stage object of a map node, built once."""

@@ -99,8 +99,16 @@ class ClipModel:
         -------
         ImageEncoding
             Vectors of `card["dims"][features]` entries.
+
+        Raises
+        ------
+        ValueError
+            If an image has another shape or type; the message names both.
         """
-        planes = [i if isinstance(i, Tensor) else torch.tensor(i) for i in images]
+        planes = [i if isinstance(i, Tensor) else torch.tensor(np.ascontiguousarray(i)) for i in images]
+        for plane in planes:
+            if plane.dtype != torch.uint8 or plane.ndim != 3 or plane.shape[2] != 3:
+                raise ValueError(f"images: expected (H, W, 3) uint8, got {tuple(plane.shape)} {plane.dtype}")
         squares = [resize(i, self.card["image_px"], self.card["interpolation"]) for i in planes]
         pixels = torch.stack(squares).to(self._device).float().sub_(self._mean).div_(self._std)
         out = self._forward(pixels.to(self._dtype), bias)

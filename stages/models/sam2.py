@@ -23,7 +23,16 @@ from stages.models.registry import ModelEntry
 from stages.models.room import in_parts_that_fit, most_that_fit
 from stages.models.sam2_architecture import instantiate_seeded, read_config, tiny_config
 from stages.models.sam2_attention import parted
-from stages.models.sam2_card import CORNERS, DECODER_BYTES, ENCODER_BYTES_PER_PIXEL, sam2_entry, segmenter_card
+from stages.models.sam2_card import (
+    CORNERS,
+    DECODER_BYTES,
+    ENCODER_BYTES_PER_PIXEL,
+    INSIDE,
+    NOTHING,
+    OUTSIDE,
+    sam2_entry,
+    segmenter_card,
+)
 from stages.models.sam2_decoder import ImageMaps, SharedDecoder
 from stages.models.weights import WeightsFolder
 
@@ -183,13 +192,22 @@ class Segmenter:
         Raises
         ------
         ValueError
-            If shapes do not fit, or a point lies outside the canvas: SAM2 itself would take it.
+            If shapes do not fit, there is no prompt, a label is unknown, the corners of a box are swapped, or a point
+            lies outside the canvas: SAM2 itself would take it.
         """
         n_images = len(features.maps.source)
         if points.ndim != 4 or points.shape[3] != 2 or labels.shape != points.shape[:3] or len(points) != n_images:
             raise ValueError(
                 f"points: expected ({n_images}, P, n, 2) with labels of the same, got {points.shape}, {labels.shape}"
             )
+        known = labels.new_tensor((NOTHING, OUTSIDE, INSIDE, *CORNERS))
+        if not points.shape[1] or not bool(torch.isin(labels, known).all()):
+            raise ValueError(
+                f"labels: expected at least one, of {known.tolist()}, got {sorted(set(labels.flatten().tolist()))}"
+            )
+        upper, lower = (points[labels == corner] for corner in CORNERS)
+        if len(upper) != len(lower) or not bool((upper <= lower).all()):
+            raise ValueError("points: expected the upper left corner of a box, labelled 2, then its lower right one, 3")
         if not bool(((points >= 0) & (points <= features.canvas_px)).all()):
             raise ValueError(f"points: expected x and y in 0..{features.canvas_px}, got {points.min()}..{points.max()}")
         scaled = points.to(self.device, torch.float32) / features.canvas_px * self.image_px

@@ -1,23 +1,32 @@
-"""Workers that die, and signals that reach every process of a job."""
+"""Workers that die, images that kill them, and signals that reach every process of a job."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import pytest
 
+from manifests.commits import read_commit
+from manifests.drops import load_drops, load_rows
+from manifests.layout import DatasetPaths
+from manifests.types import Status
 from pipeline import dask_cluster
 from pipeline.config import ClusterConfig
 from pipeline.dask_cluster import WorkerDiedError, local_cluster
 from pipeline.execute import UnitReport, UnitTask
 from pipeline.plan import PlannedUnit
+from tests.conftest import ROOT, Cli
+from tests.integration.pipelines import committed, copy_source, digests
+from tests.integration.test_run import Study
 
 pytestmark = pytest.mark.slow
 
 ENDLESS_S = 300.0
+SUPPLIED = ("--set", "masks.policy=supplied")
 
 
 def attempt(task: UnitTask) -> UnitReport:
@@ -84,3 +93,49 @@ def test_grace_that_is_over_ends_units_in_flight(tmp_path: Path, monkeypatch: py
         assert list(cluster.run([endless], grace_s)) == []
     with pytest.raises(ProcessLookupError):
         os.kill(int(begun.read_text()), 0)
+
+
+KILLER = """
+import os, signal
+from manifests.readers import ImageSource
+read = ImageSource.read
+def deadly(self, row):
+    if row.image_id in os.environ["POISON"].split() and row.image_id not in self.refused:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return read(self, row)
+ImageSource.read = deadly
+"""
+"""Run at the start of every process that sees its folder on PYTHONPATH."""
+
+
+def test_image_that_kills_its_process_is_left_out_and_all_others_finish(
+    cli: Cli, phantom_folder: Path, tmp_path: Path
+) -> None:
+    study = Study(cli, tmp_path / "work", copy_source(phantom_folder, tmp_path / "source"))
+    assert study.ingest("--chunk-items", 9).code == 0
+    whole = study.cli("run", "--stage", "masks", "--workdir", study.work, "--cluster", "inline", *SUPPLIED)
+    assert whole.code == 0, whole.err
+    healthy = digests(study.dataset)
+    paths = DatasetPaths(study.dataset)
+    rows = load_rows(paths, load_drops(paths)[0])
+    deadly = {rows[2].image_id, rows[5].image_id}
+    shutil.rmtree(study.dataset / "stages")
+
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(KILLER)
+    env = {"PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}", "POISON": " ".join(deadly)}
+    run = ("run", "--stage", "masks", "--workdir", study.work, "--cluster", "local", "--workers", 2, *SUPPLIED)
+    done = cli(*run, "--set", "cluster.retries=0", "--json", env=env)
+    assert done.code == 3, done.err
+    assert done.json["failed_images"] == {"poison": 2}
+    assert done.json["failed_units"] == {}
+    store = next((study.dataset / "stages" / "masks").glob("*/drop-001"))
+    outcomes = [o for unit in ("000000", "000001") for o in read_commit(store, unit).outcomes()]  # type: ignore[union-attr]
+    assert {o.image_id for o in outcomes if o.status == Status.FAILED} == deadly
+    assert sum(o.status == Status.OK for o in outcomes) == 16
+
+    again = cli(*run, "--json", env=env)
+    assert (again.code, committed(study.dataset)) == (3, []), "a finished chunk is not tried again by itself"
+    assert cli("retry", "--reason", "poison", "--workdir", study.work, *SUPPLIED).code == 0
+    assert cli(*run).code == 0
+    assert digests(study.dataset) == healthy

@@ -364,3 +364,27 @@ def test_compiled_tower_gives_the_same_vectors(lite0: ClipModel) -> None:
     assert isinstance(compiled._image, torch._dynamo.OptimizedModule)
     expected, found = (m.encode_image(IMAGES[:4], "trunk", tokens=False).vectors for m in (lite0, compiled))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((8, 8, 3), np.float32),
+        np.full((8, 8, 3), np.nan),
+        np.zeros((8, 8, 3), np.uint16),
+        np.zeros((8, 8, 3), np.int16),
+        np.zeros((8, 8, 3), bool),
+        np.zeros((3, 8, 8), np.uint8),
+        np.zeros((8, 8), np.uint8),
+    ],
+    ids=lambda image: f"{image.dtype}{image.shape}",
+)
+def test_image_of_another_form_is_refused_with_both_sides(lite0, image):
+    with pytest.raises(ValueError, match=rf"\(H, W, 3\) uint8, got \({', '.join(map(str, image.shape))}\)"):
+        lite0.encode_image([image], "trunk", tokens=False)
+
+
+def test_views_with_negative_strides_are_read_like_their_copies(lite0):
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)[::-1, ::2]
+    one, other = (lite0.encode_image([i], "trunk", tokens=False).vectors for i in (image, image.copy()))
+    assert torch.equal(one, other)

@@ -267,3 +267,29 @@ def test_compiled_encoder_gives_the_same_features(tiny) -> None:
 def test_clip_model_is_refused_as_a_segmenter() -> None:
     with pytest.raises(WeightsError, match="is neither SAM nor SAM2"):
         load_segmenter("lite0-minilm", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("points", "labels", "said"),
+    [
+        ([[30.0, 10.0], [10.0, 30.0]], [2, 3], "upper left"),
+        ([[10.0, 30.0], [30.0, 10.0]], [2, 3], "upper left"),
+        ([[10.0, 10.0], [30.0, 30.0]], [3, 2], "upper left"),
+        ([[10.0, 10.0]], [7], "labels"),
+        ([[10.0, 10.0]], [-5], "labels"),
+    ],
+)
+def test_prompts_that_make_no_sense_are_refused(tiny, points, labels, said):
+    features = tiny.encode(torch.zeros((1, 64, 64, 3), dtype=torch.uint8))
+    with pytest.raises(ValueError, match=said):
+        tiny.decode(features, torch.tensor([[points]]), torch.tensor([[labels]]))
+
+
+def test_no_prompt_is_refused_and_a_thousand_boxes_are_not(tiny):
+    features = tiny.encode(torch.zeros((1, 64, 64, 3), dtype=torch.uint8))
+    with pytest.raises(ValueError, match="labels"):
+        tiny.decode(features, torch.zeros((1, 0, 1, 2)), torch.zeros((1, 0, 1), dtype=torch.int64))
+    boxes = torch.tensor([[8.0, 8.0], [40.0, 40.0]]).expand(1, 1000, 2, 2)
+    decoded = tiny.decode(features, boxes, torch.tensor([2, 3]).expand(1, 1000, 2))
+    assert decoded.predicted_iou.shape[:2] == (1, 1000)
+    assert torch.isfinite(decoded.predicted_iou).all()

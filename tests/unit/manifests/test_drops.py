@@ -15,11 +15,14 @@ from pydantic import ValidationError
 from manifests.audit import check
 from manifests.drops import (
     Drop,
+    audit_digest,
     dataset_classes,
+    load_audit,
     load_drops,
     load_locations,
     load_rows,
     save_locations,
+    verify_drops,
     write_drop,
 )
 from manifests.errors import InventoryError, StoreError
@@ -197,7 +200,7 @@ def test_damaged_drop_file_is_refused_by_name(paths, content, message):
         load_drops(paths)
 
 
-@pytest.mark.parametrize("version", [1, 3])
+@pytest.mark.parametrize("version", [1, 4])
 def test_drop_of_another_version_is_refused_not_called_damaged(paths, version):
     write(paths)
     file = paths.drop("drop-001") / "drop.json"
@@ -226,3 +229,19 @@ def test_damaged_locations_are_refused(paths):
     paths.locations.write_text("{")
     with pytest.raises(InventoryError, match="damaged"):
         load_locations(paths)
+
+
+def test_altered_audit_is_refused_because_it_decides_what_scores_flag(paths):
+    rows = rows_of(2, "drop-001")
+    drop = drop_of(rows, "drop-001", audit_sha256=audit_digest(check(rows)))
+    write_drop(paths, drop, rows, check(rows), no_looks(2))
+    assert load_audit(paths, drop) == check(rows)
+    assert verify_drops(paths) == []
+    file = paths.drop("drop-001") / "audit.json"
+    file.write_text(file.read_text().replace('"leaks": []', '"leaks": ["0"]'))
+    with pytest.raises(InventoryError, match="altered"):
+        load_audit(paths, drop)
+    (told,) = verify_drops(paths)
+    assert "drop-001" in told
+    with pytest.raises(InventoryError, match="audit is not that"):
+        write_drop(paths, drop_of(rows, "drop-002", audit_sha256="0" * 64), rows, check(rows), no_looks(2))

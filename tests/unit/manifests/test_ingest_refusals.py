@@ -110,3 +110,16 @@ def test_unusable_options_are_refused_before_anything_is_read(paths, source, opt
     with pytest.raises(UsageError):
         take(paths, source, **options)
     assert not paths.root.exists()
+
+
+def test_images_that_the_csv_leaves_out_and_images_without_a_patient_are_counted(paths, source):
+    labels = put(source, "1.csv", b"file,label,group\na/2.png,a,DOE\na/3.png,a,\n")
+    report = take(paths, source, labels=labels)
+    assert (report.new, report.unnamed, report.without_patient) == (2, 2, 1)
+
+
+def test_label_that_a_program_wrote_for_a_missing_value_is_refused_by_its_line(paths, source):
+    for word in ("nan", "NaN"):
+        with pytest.raises(InventoryError, match="line 3: the label is"):
+            take(paths, source, labels=put(source, "1.csv", f"file,label\na/2.png,a\na/3.png,{word}\n".encode()))
+    assert not paths.root.exists()

@@ -7,7 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from pipeline.terminal import print_table
+from pipeline.commands import say
+from pipeline.terminal import print_table, visible
 
 HEADER = ("stage", "units", "5 %")
 ROWS = [("masks[supplied]", 5, "63.9 ± 11.8 (23/36)"), ("embeddings[bold]", None, ":x: [red]")]
@@ -47,3 +48,11 @@ def test_terminal_too_narrow_for_the_words_loses_none_of_their_letters() -> None
 
 def test_wide_terminal_gives_a_line_a_row() -> None:
     assert len(printed(100)) == 1 + len(ROWS)
+
+
+def test_control_characters_are_written_out(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "\x1b[31mred\x1b[0m\r\n\x07é€日"
+    assert visible(name) == r"\x1b[31mred\x1b[0m\r\n\x07é€日"
+    print_table(("class",), [(name,)])
+    say([name])
+    assert "\x1b" not in capsys.readouterr().out
