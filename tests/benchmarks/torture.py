@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -251,12 +252,14 @@ def _check_end(root: Path, tally: Tally) -> None:
             tally.add_problem(f"left behind: {left.name}")
 
 
-def run(rounds: int, seconds: float, *, quiet: bool) -> Tally:
-    """Run several rounds and add them up."""
+def run(rounds: int, seconds: float, *, quiet: bool, kills: int = 0) -> Tally:
+    """Run so many rounds, and more until there were so many kills; add them up."""
     total = Tally()
     if not quiet:
         print("round  kills  retired  reads  wrong  seconds")
-    for seed in range(rounds):
+    for seed in count():
+        if seed >= rounds and total.kills >= kills:
+            break
         with tempfile.TemporaryDirectory(prefix="torture-") as folder:
             tally = torture(Path(folder), seconds, seed)
         if not quiet:
@@ -270,10 +273,12 @@ def main() -> int:
     """Run the benchmark from the command line; 1 if anything was wrong."""
     parser = argparse.ArgumentParser(description="Torture of the commit protocol.")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    parser.add_argument("--full", action="store_true", help="ten rounds of 20 s instead of three of 8 s")
+    parser.add_argument(
+        "--full", action="store_true", help="ten rounds of 20 s, and more until there were 500 kills; else three of 8 s"
+    )
     options = parser.parse_args()
     rounds, seconds = (10, 20.0) if options.full else (3, 8.0)
-    total = run(rounds, seconds, quiet=False)
+    total = run(rounds, seconds, quiet=False, kills=500 if options.full else 0)
     print(f"total: {total.kills} kills, {total.retired} retired, {total.reads} reads, {total.wrong} wrong")
     for problem in total.problems:
         print(f"  {problem}")
