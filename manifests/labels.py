@@ -162,7 +162,7 @@ def _relative(text: str, line: int) -> str:
 
 def _exists(path: Path) -> bool:
     try:
-        return path.exists()
+        return os.path.lexists(path)  # a link to nothing is a row with a reason
     except OSError:  # a name too long for the file system
         return False
 

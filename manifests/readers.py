@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import stat
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -172,7 +173,8 @@ class ImageSource:
     def _bytes(self, relative: str) -> bytes:
         limit = self.max_pixels * BYTES_PER_PIXEL
         with open_regular(self.root / relative) as stream:
-            data = stream.read(limit + 1)
+            # Asked for no more than there is: Python reserves as much memory as it is asked to read.
+            data = stream.read(min(limit, os.fstat(stream.fileno()).st_size) + 1)
         if len(data) > limit:
             raise ReadError("decode.too_large", f"the file has more than {limit} bytes")
         return data
