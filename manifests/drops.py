@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from manifests.audit import Audit
 from manifests.disk import INCOMING, disk_errors, make_private, sync_folder, write_atomic, write_synced
 from manifests.errors import InventoryError
-from manifests.fingerprint import digest_bytes, digest_file
+from manifests.fingerprint import digest_bytes, digest_file, digest_json
 from manifests.inventory_file import format_rows, parse_rows
 from manifests.layout import DatasetPaths
 from manifests.looks import Looks
@@ -31,7 +31,7 @@ class Drop(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: Literal[2, 3] = 3
-    """2 since inventory.csv has mask_sha256, 3 since there is audit_sha256."""
+    """2 since inventory.csv has mask_sha256, 3 since drop.json has audit_sha256 and its own digest."""
     drop_id: str
     dataset: str
     source_root: str
@@ -81,9 +81,10 @@ def write_drop(paths: DatasetPaths, drop: Drop, rows: Sequence[ImageRow], audit:
     if tuple(earlier.drop_id for earlier in load_drops(paths)) != drop.previous:
         raise InventoryError("Another drop arrived in the meantime.", "Ingest the source again.")
     make_private(paths.root)
+    sync_folder(paths.root.parent)
     staging = make_private(make_private(paths.drops) / f"{INCOMING}{uuid.uuid4().hex}")
     contents = {
-        DROP_FILE: _json(drop),
+        DROP_FILE: _sealed(drop),
         INVENTORY_FILE: inventory,
         AUDIT_FILE: _json(audit),
         LOOKS_FILE: looks.to_bytes(),
@@ -94,6 +95,7 @@ def write_drop(paths: DatasetPaths, drop: Drop, rows: Sequence[ImageRow], audit:
                 write_synced(staging / name, data)
                 (staging / name).chmod(0o600)
             sync_folder(staging)
+            sync_folder(paths.root)
             _publish(staging, paths.drop(drop.drop_id))
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -217,7 +219,9 @@ def dataset_classes(drops: Sequence[Drop]) -> tuple[str, ...]:
 
 def _load_drop(folder: Path) -> Drop:
     try:
-        drop = Drop.model_validate_json((folder / DROP_FILE).read_bytes())
+        fields = json.loads((folder / DROP_FILE).read_bytes())
+        digest = fields.pop("sha256", "") if isinstance(fields, dict) else ""
+        drop = Drop.model_validate_json(json.dumps(fields))
     except FileNotFoundError as error:
         raise InventoryError(f"{DROP_FILE} of drop {folder.name!r} is missing.", RESTORE) from error
     except ValidationError as error:
@@ -228,9 +232,19 @@ def _load_drop(folder: Path) -> Drop:
                 "Use that version, or ingest the source into another work folder.",
             ) from error
         raise InventoryError(f"{DROP_FILE} of drop {folder.name!r} is damaged ({wrong}).", RESTORE) from error
+    except ValueError as error:
+        raise InventoryError(f"{DROP_FILE} of drop {folder.name!r} is damaged: it is no JSON.", RESTORE) from error
+    if drop.schema_version >= 3 and digest != digest_json(fields):
+        raise InventoryError(f"{DROP_FILE} of drop {folder.name!r} was altered.", RESTORE)
     if drop.drop_id != folder.name:
         raise InventoryError(f"The folder of drop {drop.drop_id!r} is named {folder.name!r}.", "Rename it back.")
     return drop
+
+
+def _sealed(drop: Drop) -> bytes:
+    """Contents of drop.json, which end with the digest of all the rest."""
+    fields = drop.model_dump(mode="json")
+    return (json.dumps({**fields, "sha256": digest_json(fields)}, indent=1) + "\n").encode("utf-8")
 
 
 def _json(model: BaseModel) -> bytes:

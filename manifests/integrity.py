@@ -21,7 +21,7 @@ from manifests.layout import UnitPaths
 from manifests.records import REPAIR, Commit
 from manifests.store import StageStore, group_files, metadata_problems
 from manifests.types import ArraySpec
-from manifests.units import committed_units, read_commit
+from manifests.units import committed_units, listing, read_commit
 
 STORE_FOLDERS = ("commits", "data.zarr", "retired", "staging")
 """Folders of a store: `gc` sees to staging, the others hold too many files to look through."""
@@ -101,6 +101,15 @@ def _file_damages(root: Path, commit: Commit, arrays: tuple[str, ...]) -> list[D
 
 
 def _problem(path: Path, size: int, digest: str) -> str:
+    problem = _look_at(path, size, digest)
+    if problem == "missing":
+        # Opening the folder makes an NFS client look for new entries.
+        listing(path.parent)
+        problem = _look_at(path, size, digest)
+    return problem
+
+
+def _look_at(path: Path, size: int, digest: str) -> str:
     try:
         found = path.stat().st_size
         if not path.is_file():
@@ -110,6 +119,10 @@ def _problem(path: Path, size: int, digest: str) -> str:
         return "" if digest_file(path) == digest else "not what was committed"
     except (FileNotFoundError, NotADirectoryError):
         return "missing"
+    except OSError as error:
+        if error.errno not in disk.ADVICE:
+            raise
+        return f"not readable ({os.strerror(error.errno)})"
 
 
 def restore_metadata(

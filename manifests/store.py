@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -167,6 +168,9 @@ def metadata_problems(root: Path) -> Iterator[tuple[str, str]]:
     except FileNotFoundError:
         yield path, "missing"
         return
+    except OSError as error:
+        yield path, _unreadable(error)
+        return
     except (ValueError, KeyError, TypeError, AttributeError):
         yield path, "damaged: it holds no attributes of a store"
         return
@@ -177,11 +181,20 @@ def metadata_problems(root: Path) -> Iterator[tuple[str, str]]:
         yield path, "damaged: its attributes do not match their digest"
         return
     for name, expected in attributes["metadata_sha256"].items():
-        file = data / name / "zarr.json"
-        if not file.is_file():
+        try:
+            if digest_bytes((data / name / "zarr.json").read_bytes()) != expected:
+                yield f"data.zarr/{name}/zarr.json", "damaged: it does not match its digest"
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             yield f"data.zarr/{name}/zarr.json", "missing"
-        elif digest_bytes(file.read_bytes()) != expected:
-            yield f"data.zarr/{name}/zarr.json", "damaged: it does not match its digest"
+        except OSError as error:
+            yield f"data.zarr/{name}/zarr.json", _unreadable(error)
+
+
+def _unreadable(error: OSError) -> str:
+    """What a file is that the disk does not give; anything but a failing disk is a bug and rises."""
+    if error.errno not in disk.ADVICE:
+        raise error
+    return f"damaged: it cannot be read ({os.strerror(error.errno)})"
 
 
 def group_files(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -142,7 +142,11 @@ def content_digest(root: Path, units: Sequence[str]) -> str:
     str
         64 hex digits.
     """
-    commits = {unit: load_record(root, unit) for unit in units}
+    return digest_of({unit: load_record(root, unit) for unit in units})
+
+
+def digest_of(commits: Mapping[str, Commit | None]) -> str:
+    """`content_digest` of units whose records have been read, by name."""
     return digest_json({unit: commit.digests if commit else None for unit, commit in commits.items()})
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from manifests.disk import ADVICE, place
 from manifests.errors import ExitCode, PipelineError, UsageError
 from pipeline.cli_options import (
     DEFAULT_WORKDIR,
@@ -222,6 +223,11 @@ def main() -> None:
         code = int(error.exit_code)
     except typer.Abort:
         code = 128 + 2
+    except OSError as error:
+        if error.errno not in ADVICE or not isinstance(error.filename, str):
+            raise
+        _complain(f"Cannot use {place(Path(error.filename))}: {error.strerror}.", ADVICE[error.errno])
+        code = int(ExitCode.REFUSED)
     except Exception as error:
         if not hasattr(error, "format_message"):  # click's usage errors say what is wrong; anything else is a bug
             raise

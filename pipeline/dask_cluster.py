@@ -97,7 +97,7 @@ class DaskCluster:
                     suspects.append(task)
                 elif isinstance(result, WorkerDiedError) and (poison := self._isolate(task, stopping)):
                     log.warning("%s: %d images kill their process and are left out", task.key, len(poison))
-                    yield task, self._alone(replace(task, poison=poison), "without poison")
+                    yield task, self._alone(replace(task, poison=poison), "without poison", stopping)
                 else:
                     yield task, result
 
@@ -118,14 +118,19 @@ class DaskCluster:
             for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
                 if stopping() is not None or len(poison) + len(deadly) > MOST_POISON:
                     return ()
-                if isinstance(self._alone(replace(task, rows=half), f"rows {half[0]} to {half[-1]}"), WorkerDiedError):
+                name = f"rows {half[0]} to {half[-1]}"
+                if isinstance(self._alone(replace(task, rows=half), name, stopping), WorkerDiedError):
                     deadly.append(half)
         return tuple(sorted(poison))
 
-    def _alone(self, task: UnitTask, name: str) -> UnitReport | Exception:
-        """Run one task with nothing beside it, and wait for it."""
+    def _alone(self, task: UnitTask, name: str, stopping: Stopping) -> UnitReport | Exception:
+        """Run one task with nothing beside it, and wait for it, or for the end of the grace after a signal."""
         future = self._submit(task, f"{task.key}#{name}")
-        wait([future])
+        while not self._completed({future: task}):
+            grace_s = stopping()
+            if grace_s is not None and grace_s <= 0:
+                self._client.cancel([future])
+                return RuntimeError("stopped by a signal")
         return self._result(future)
 
     @staticmethod
@@ -166,6 +171,8 @@ def local_cluster(config: ClusterConfig, workers: int, scratch: str) -> Iterator
         "distributed.scheduler.allowed-failures": config.retries,
         "distributed.nanny.pre-spawn-environ": {**environment, "MEDFOCUS_GPUS": ",".join(visible_gpus())},
         "distributed.worker.preload": ["pipeline.worker"],
+        # A site's own dask.yaml may name its cluster's scheduler, which is not this one.
+        "distributed.scheduler.contact-address": None,
     }
     last_words, nanny = LastWords(), logging.getLogger("distributed.nanny")
     nanny.setLevel(logging.INFO)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manifests.commits import publish_cell, publish_chunk, read_rows, retire
+from manifests.commits import publish_cell, publish_chunk, read_commit, read_rows, retire
 from manifests.errors import PipelineError, UnitError
 from manifests.fingerprint import digest_json
 from manifests.forgetting import WITHDRAWALS
@@ -142,7 +142,9 @@ def _run_chunk(workspace: Workspace, node: Node, chunk: Chunk, task: UnitTask) -
     stale = stale_commit(workspace, node, chunk)
     if stale is not None:
         retire(store.root, chunk.unit, stale.commit.attempt)
-    won = publish_chunk(store, chunk, result, {"inputs": inputs, "run": task.run_id})
+    won = publish_chunk(store, chunk, result, {"inputs": inputs, "run": task.run_id}) or _is_ours(
+        store.root, chunk.unit, task
+    )
     timings = {**result.timings, "load": loaded - started, "publish": time.perf_counter() - computed}
     statuses = Counter(Status(item.status).name.lower() for item in result.items)
     reasons = Counter(item.reason for item in result.items if item.reason)
@@ -178,8 +180,17 @@ def _run_cell(workspace: Workspace, node: Node, cell: Cell, task: UnitTask) -> U
         "drops": [drop.drop_id for drop in workspace.drops],
         WITHDRAWALS: [record.withdrawal_id for record in workspace.withdrawals],
     }
-    won = publish_cell(workspace.root(node), cell.unit, lambda out: stage.fit(cell, data, out), record)
+    root = workspace.root(node)
+    won = publish_cell(root, cell.unit, lambda out: stage.fit(cell, data, out), record) or _is_ours(
+        root, cell.unit, task
+    )
     return UnitReport(won, timings={"fit": time.perf_counter() - started}, pid=os.getpid())
+
+
+def _is_ours(root: Path, unit: str, task: UnitTask) -> bool:
+    """Whether an earlier attempt of this very run committed a unit, before its worker died."""
+    commit = read_commit(root, unit)
+    return commit is not None and commit.record.get("run") == task.run_id
 
 
 def _stage_data(workspace: Workspace, node: Node, cell: Cell, device: str) -> StageData:

@@ -64,6 +64,7 @@ def plan_nodes(workspace: Workspace, stage: str) -> Iterator[PlannedNode]:
     stage : str
         Stage, or `one`, `two`, `all`.
     """
+    workspace.looking = True
     history = read_history(workspace.paths)
     for node in select(tuple(workspace.nodes.values()), stage):
         lacking = {} if node.is_map else incomplete_inputs(workspace, node)
@@ -172,6 +173,7 @@ def status_rows(workspace: Workspace) -> list[dict[str, Any]]:
     `pending` counts what is not committed, or is committed and out of date; it is None for a cell node whose inputs are
     not complete, as `units` is.
     """
+    workspace.looking = True
     history = read_history(workspace.paths)
     rows: list[dict[str, Any]] = []
     for node in workspace.nodes.values():

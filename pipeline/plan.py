@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from manifests.commits import Commit, content_digest, pending, read_commit
+from manifests.commits import Commit, digest_of, pending
 from manifests.errors import UsageError
 from manifests.forgetting import holds
 from manifests.types import Cell, Chunk, Status
@@ -77,8 +77,11 @@ def _plan_chunks(workspace: Workspace, node: Node) -> list[PlannedUnit]:
 
 def input_digests(workspace: Workspace, node: Node, chunk: Chunk) -> dict[str, str]:
     """Content digest of the same chunk in every input of a map node; goes into the commit record."""
-    inputs = {stage: workspace.root(workspace.nodes[key], chunk.drop) for stage, key in node.inputs.items()}
-    return {stage: content_digest(root, [chunk.unit]) for stage, root in inputs.items()}
+    sources = {stage: workspace.nodes[key] for stage, key in node.inputs.items()}
+    return {
+        stage: digest_of({chunk.unit: workspace.commit(source, chunk.unit, chunk.drop)})
+        for stage, source in sources.items()
+    }
 
 
 class Stale(NamedTuple):
@@ -94,7 +97,7 @@ def stale_commit(workspace: Workspace, node: Node, chunk: Chunk) -> Stale | None
     gone = any(row.image_id in workspace.withdrawn for row in rows)
     if not node.inputs and not gone:
         return None
-    commit = read_commit(workspace.root(node, chunk.drop), chunk.unit)
+    commit = workspace.commit(node, chunk.unit, chunk.drop)
     if commit is None:
         return None
     if gone and holds(commit, workspace.withdrawn):
@@ -128,13 +131,16 @@ def _plan_cells(workspace: Workspace, node: Node) -> list[PlannedUnit]:
 def cell_inputs(workspace: Workspace, node: Node, cell: Cell) -> dict[str, str]:
     """Content digest of every cell whose artifacts this one reads; goes into the commit record."""
     needs = workspace.cell_stage(node).needs(cell)
-    roots = {stage: workspace.root(workspace.nodes[node.inputs[stage]]) for stage in needs}
-    return {stage: content_digest(roots[stage], [needed.unit]) for stage, needed in needs.items()}
+    sources = {stage: workspace.nodes[node.inputs[stage]] for stage in needs}
+    return {
+        stage: digest_of({needed.unit: workspace.commit(sources[stage], needed.unit)})
+        for stage, needed in needs.items()
+    }
 
 
 def stale_cell(workspace: Workspace, node: Node, cell: Cell) -> Commit | None:
     """The commit of a cell if it was made from another commit of a cell that it reads than the one that stands now."""
-    commit = read_commit(workspace.root(node), cell.unit)
+    commit = workspace.commit(node, cell.unit)
     if commit is None or commit.record.get("inputs", {}) == cell_inputs(workspace, node, cell):
         return None
     return commit
@@ -168,7 +174,7 @@ def commits_of(workspace: Workspace, node: Node) -> Mapping[tuple[str, str], Com
     else:
         wanted = [("", cell.unit) for cell in workspace.cell_stage(node).cells()]
     for drop_id, unit in wanted:
-        commit = read_commit(workspace.root(node, drop_id), unit)
+        commit = workspace.commit(node, unit, drop_id)
         if commit is not None:
             found[drop_id, unit] = commit
     return found

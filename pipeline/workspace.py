@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from manifests.audit import flagged
-from manifests.commits import content_digest
+from manifests.commits import Commit, content_digest, read_commit
 from manifests.disk import write_atomic
 from manifests.drops import Drop, load_audit, load_drops, load_locations, load_rows
 from manifests.errors import InventoryError
 from manifests.fingerprint import canonical_json, digest_json
 from manifests.layout import DatasetPaths
 from manifests.readers import POISON, WITHDRAWN, ImageSource
+from manifests.records import load_record
 from manifests.store import StageStore
 from manifests.twins import Twin
 from manifests.types import Chunk, ImageRow, Split, StageIdentity
@@ -68,6 +69,10 @@ class Workspace:
                 f"Start with: pipeline ingest SOURCE --dataset {paths.name}",
             )
         self.nodes: Mapping[str, Node] = {n.key: n for n in build_graph(config)}
+        self.looking = False
+        """Whether this process only looks: then each commit record is read once, and none is completed."""
+        self._records: dict[tuple[Path, str], Commit | None] = {}
+        self._fingerprints: dict[str, str] = {}
         self.plans: dict[str, Any] = {}
         """Units that each node lacks, as last planned; `forget_plans` after anything was committed or retired."""
         self._data: dict[str, str] = {}
@@ -151,8 +156,19 @@ class Workspace:
         return self._stage(node).identity()
 
     def fingerprint(self, node: Node) -> str:
-        """Full fingerprint of a node under this configuration."""
-        return self.identity(node).fingerprint
+        """Full fingerprint of a node under this configuration; measured once, as the stage is built once."""
+        if node.key not in self._fingerprints:
+            self._fingerprints[node.key] = self.identity(node).fingerprint
+        return self._fingerprints[node.key]
+
+    def commit(self, node: Node, unit: str, drop_id: str = "") -> Commit | None:
+        """Commit record of a unit; None if it is not committed."""
+        key = self.root(node, drop_id), unit
+        if not self.looking:
+            return read_commit(*key)
+        if key not in self._records:
+            self._records[key] = load_record(*key)
+        return self._records[key]
 
     def data_digest(self, node: Node) -> str:
         """Digest of all arrays that a cell node's map input has committed, by any attempt; measured once.

@@ -60,7 +60,7 @@ class LowRank(nn.Module):
     settings : LoraSettings
         Rank, alpha and dropout.
     generator : torch.Generator
-        Source of A.
+        Source of A, and of dropout.
     """
 
     def __init__(self, weight: Tensor, parts: int, settings: LoraSettings, generator: torch.Generator) -> None:
@@ -71,11 +71,15 @@ class LowRank(nn.Module):
         self.down = nn.Parameter(down.to(weight.device))
         self.up = nn.Parameter(torch.zeros(parts, out, settings.rank, device=weight.device))
         self.scale, self.dropout = settings.alpha / settings.rank, settings.dropout
+        self.generator = generator
 
     def forward(self, weight: Tensor) -> Tensor:
         """The updated weight."""
-        kept = F.dropout(torch.ones_like(self.down[:, :1]), self.dropout, training=self.training)
-        return weight + self.scale * (self.up @ (self.down * kept)).flatten(0, 1)
+        kept = torch.ones(self.down.shape[0], 1, self.down.shape[2])
+        if self.training and self.dropout:
+            # Drawn from the cell's own numbers: torch's dropout goes on from whatever the process drew before.
+            kept = kept.bernoulli_(1 - self.dropout, generator=self.generator) / (1 - self.dropout)
+        return weight + self.scale * (self.up @ (self.down * kept.to(self.down.device))).flatten(0, 1)
 
 
 def attach(tower: nn.Module, settings: LoraSettings, generator: torch.Generator) -> list[nn.Parameter]:
@@ -207,6 +211,7 @@ class ClipLora(OnPictures):
     """
 
     name: ClassVar[str] = "lora"
+    version: ClassVar[int] = 2
     method: ClassVar[str] = "clip-lora"
 
     settings: LoraSettings

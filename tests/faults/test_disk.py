@@ -162,7 +162,7 @@ def test_folder_that_may_not_be_written_is_told(tmp_path: Path) -> None:
     open_to_all(tmp_path)
     for folder in (p for p in (tmp_path / "s").rglob("*") if p.is_dir()):
         folder.chmod(0o555)
-    with nobody(), pytest.raises(StoreError, match=r"Cannot write .*Permission denied.*right to write"):
+    with nobody(), pytest.raises(StoreError, match=r"Cannot write .*Permission denied.*right to read and write"):
         publish_chunk(store, chunks_of(store)[1], result(chunks_of(store)[1], 2))
     assert verify(store.root) == []
 
