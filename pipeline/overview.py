@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -128,6 +129,7 @@ def _some(root: Any) -> Iterator[Commit]:
 
 def do_plan(workspace: Workspace, stage: str, *, as_json: bool) -> None:
     """Print what a run would do."""
+    _stop_collecting()
     planned = list(plan_nodes(workspace, stage))
     if as_json:
         print_json([node.as_json() for node in planned])
@@ -150,6 +152,11 @@ def _forecast(planned: Sequence[PlannedNode]) -> str:
         without = f", without {', '.join(dict.fromkeys(unknown))}" if unknown else ""
         told.append(f"about {duration(sum(known))} after past runs{without}")
     return ": " + ", ".join(told)
+
+
+def _stop_collecting() -> None:
+    """Spare the collector: all records live until the process ends, and it would walk through them again and again."""
+    gc.disable()
 
 
 def _time(seconds: float | None) -> str:
@@ -217,6 +224,7 @@ def _status(
 
 def do_status(workspace: Workspace, *, as_json: bool) -> None:
     """Print units and images of every stage and drop."""
+    _stop_collecting()
     rows = status_rows(workspace)
     if as_json:
         print_json(rows)

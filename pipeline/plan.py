@@ -183,5 +183,6 @@ def commits_of(workspace: Workspace, node: Node) -> Mapping[tuple[str, str], Com
 def count_outcomes(commits: Mapping[tuple[str, str], Commit]) -> tuple[Counter[str], Counter[str]]:
     """Images by status and by reason over commits of a map node."""
     outcomes = [item for commit in commits.values() for item in commit.outcomes()]
-    statuses = Counter(Status(item.status).name.lower() for item in outcomes)
+    numbers = Counter(int(item.status) for item in outcomes)
+    statuses = Counter({Status(number).name.lower(): count for number, count in numbers.items()})
     return statuses, Counter(item.reason for item in outcomes if item.reason)
