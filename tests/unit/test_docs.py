@@ -275,3 +275,12 @@ def test_example_stage_runs_as_the_page_shows_it(tmp_path: Path) -> None:
     command = [sys.executable, "-c", f"{run}; assert 'torch' not in sys.modules"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_test_that_the_table_of_faults_names_exists() -> None:
+    rows = [row for row in table_rows(text_of(ROOT / "docs" / "reliability.md")) if row[0].isdigit()]
+    assert [int(row[0]) for row in rows] == list(range(1, 57))
+    named = [name.split("::") for row in rows for name in re.findall(r"`([^`]+::[^`]+)`", row[2])]
+    assert len(named) > 150
+    sources = {file: (ROOT / "tests" / file).read_text("utf-8") for file, _ in named}
+    assert not [f"{file}::{name}" for file, name in named if f"def {name}(" not in sources[file]]
