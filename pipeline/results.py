@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from manifests.commits import read_rows
+from manifests.drops import load_audit
 from manifests.errors import InventoryError
 from manifests.fingerprint import digest_json
 from manifests.store import StageStore
@@ -220,6 +221,7 @@ def report_data(workspace: Workspace) -> ReportData:
         gallery=pictures.items,
         incomplete=committed.incomplete,
         unreadable=pictures.unreadable,
+        audits=[(drop.drop_id, load_audit(workspace.paths, drop)) for drop in workspace.drops],
         provenance=lineage(workspace, committed),
     )
 

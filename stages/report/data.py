@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from manifests.audit import Audit
+
 SCORE_COLUMNS: Final = (
     "mask",
     "method",
@@ -94,6 +96,8 @@ class ReportData:
     """What each unfinished mask policy lacks, such as `3 of 5 chunks of masks`."""
     unreadable: Mapping[str, int] = field(default_factory=dict)
     """Pictures of the gallery whose source file could not be read, by reason."""
+    audits: Sequence[tuple[str, Audit]] = ()
+    """Name and audit of every drop."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """What the results follow from, as JSON values: drops, withdrawals, and the identity of every stage."""
 

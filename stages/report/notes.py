@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import pandas as pd
 
+from manifests.audit import Audit
 from manifests.errors import WeightsError
 from stages.models.registry import entry
 from stages.report.data import ReportData
@@ -24,6 +25,7 @@ def warnings_of(data: ReportData) -> tuple[str, ...]:
         *_failed(data.ledger),
         *_class_dependent_fallback(data.ledger),
         *_flagged(data.scores),
+        *_audited(data.audits),
         *_missing_seeds(data.scores),
     )
 
@@ -93,9 +95,26 @@ def _flagged(scores: pd.DataFrame) -> list[str]:
         return []
     n_test = int(scores["n_test"].max())
     return [
-        f"Up to {most} of {n_test} test images also occur in training, as the same file or through the same patient. "
-        "The second table leaves them out."
+        f"Up to {most} of {n_test} test images also occur in training, as the same file or picture or through the same "
+        "patient. The second table leaves them out."
     ]
+
+
+def _audited(audits: Sequence[tuple[str, Audit]]) -> list[str]:
+    """What the audits say of the data, beside leaks."""
+    out = []
+    for drop, audit in audits:
+        out += [
+            f"{drop}: {confound.probed} alone tell the classes with a balanced accuracy of "
+            f"{confound.balanced_accuracy:.0%} (chance {confound.chance:.0%}). Scores may come from where images were "
+            "taken, not from what they show."
+            for confound in audit.confounded
+        ]
+        if audit.label_conflicts:
+            out.append(f"{drop}: {len(audit.label_conflicts)} images show pictures that carry two labels.")
+        if audit.masks_as_images:
+            out.append(f"{drop}: {len(audit.masks_as_images)} images look like masks.")
+    return out
 
 
 def _missing_seeds(scores: pd.DataFrame) -> list[str]:

@@ -13,6 +13,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from manifests.audit import check
+from manifests.confounds import Confound
 from manifests.errors import StoreError
 from stages.report.comparison import compare
 from stages.report.data import FAILURE_COLUMNS, GalleryItem, ReportData
@@ -101,6 +103,26 @@ def data(**changed: Any) -> ReportData:
 def page(**changed: Any) -> str:
     shown = data(**changed)
     return render(shown, summarise(shown.scores), compare(shown.answers), b"<svg/>")
+
+
+def test_page_says_what_the_audit_found_beside_leaks() -> None:
+    clean = check([])
+    found = clean.model_copy(
+        update={
+            "confounds": (
+                Confound(probed="margins", balanced_accuracy=0.83, chance=1 / 3, n_images=300),
+                Confound(probed="grey levels", balanced_accuracy=0.4, chance=1 / 3, n_images=300),
+            ),
+            "twins_across_labels": ("0a", "0b"),
+            "masks_as_images": ("0c",),
+        }
+    )
+    html = page(audits=[("drop-001", clean), ("drop-002", found)])
+    assert "drop-002: margins alone tell the classes with a balanced accuracy of 83% (chance 33%)" in html
+    assert "drop-002: 2 images show pictures that carry two labels" in html
+    assert "drop-002: 1 images look like masks" in html
+    assert "drop-001:" not in html
+    assert "grey levels alone" not in html
 
 
 def test_summary_is_mean_and_sample_deviation_over_seeds_and_pools_counts() -> None:
