@@ -10,7 +10,6 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -36,9 +35,9 @@ from stages.base import StageContext
 from stages.images import Placement, letterbox
 from stages.masks.settings import MasksSettings
 from stages.masks.stage import Masks
-from tests.conftest import ROOT, Cli, Finished, command
+from tests.conftest import ROOT, Cli, Finished
 from tests.faults.test_disk import nobody, open_to_all
-from tests.integration.pipelines import QUICK, add_row, committed, copy_source, digests, stores, with_proposals
+from tests.integration.pipelines import QUICK, add_row, committed, copy_source, digests, with_proposals
 from tests.unit.manifests.pictures import chunk, encode, image_of, noise, png, put, read
 from tests.unit.manifests.test_inventory import NAMES
 from tests.unit.manifests.test_pixels import retagged
@@ -141,30 +140,38 @@ def test_file_edited_between_two_stages_is_a_failed_row_and_touches_no_other(
     np.testing.assert_allclose(vectors[~edited], undisturbed.array("embeddings", "image")[~edited], atol=1e-4)
 
 
-def killed_after_one_chunk(study: Study) -> None:
-    """Start a run and SIGKILL its process group as soon as one chunk of masks is committed."""
-    arguments = command("run", "--workdir", study.work, "--cluster", "inline", *QUICK, "--stage", "embeddings")
-    process = subprocess.Popen(
-        arguments, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if any(units for store, units in stores(study.dataset).items() if store.startswith("masks/")):
-            break
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait(timeout=60) == -signal.SIGKILL
+DEADLY = """
+import os, signal
+from pipeline import execute
+publish = execute.publish_chunk
+def deadly(store, chunk, *rest):
+    won = publish(store, chunk, *rest)
+    if chunk.index == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return won
+execute.publish_chunk = deadly
+from pipeline.cli import main
+main()
+"""
+"""A run that is killed after its second commit."""
+
+
+def killed_after_two_chunks(study: Study) -> None:
+    """Start a run that SIGKILLs its process as soon as two chunks of masks are committed."""
+    arguments = ("run", "--workdir", str(study.work), "--cluster", "inline", *QUICK, "--stage", "embeddings")
+    done = subprocess.run([sys.executable, "-c", DEADLY, *arguments], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 @pytest.mark.slow
 def test_killed_run_goes_on_over_added_removed_and_renamed_files(undisturbed: Study, tmp_path: Path) -> None:
     study = replace(undisturbed, source=copy_source(undisturbed.source, tmp_path / "source"), work=tmp_path / "work")
     study.ingest("--chunk-items", 3)
-    killed_after_one_chunk(study)
+    killed_after_two_chunks(study)
     done_before = digests(study.dataset)
+    assert len(done_before) == 2
     rows = study.rows()
     removed, renamed = rows[-1], rows[-2]
-    assert "000005" not in str(done_before)
     listed = (study.source / "labels.csv").read_text().replace(renamed.path, "images/aaa.png")
     (study.source / "labels.csv").write_text("".join(x for x in listed.splitlines(True) if removed.path not in x))
     (study.source / removed.path).unlink()
