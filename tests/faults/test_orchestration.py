@@ -224,16 +224,24 @@ def ingest_and_die_at(root: Path, source: Path, step: str) -> None:
 
 
 def recorded(root: Path) -> dict[str, object]:
-    """Every file of a data set but for leftovers: bytes by path, and the fields of drop.json without its time."""
+    """Every file of a data set but for leftovers: bytes by path, and the fields of drop.json without time and seal."""
     found: dict[str, object] = {}
     for file in (path for path in root.rglob("*") if path.is_file()):
         name = file.relative_to(root).as_posix()
         if ".incoming-" not in name and not name.endswith(".partial"):
             found[name] = json.loads(file.read_bytes()) if file.name == "drop.json" else file.read_bytes()
-    return {name: {**fields, "created": ""} if isinstance(fields, dict) else fields for name, fields in found.items()}
+    return {
+        name: {**fields, "created": "", "sha256": ""} if isinstance(fields, dict) else fields
+        for name, fields in found.items()
+    }
 
 
-STEPS_BEFORE_THE_RENAME = [*[("write_synced", n) for n in (1, 2, 3, 4)], ("sync_folder", 1), ("_publish", 1)]
+STEPS_BEFORE_THE_RENAME = [
+    *[("write_synced", n) for n in (1, 2, 3, 4)],
+    ("sync_folder", 2),
+    ("sync_folder", 3),
+    ("_publish", 1),
+]
 
 
 @pytest.mark.parametrize(("name", "nth"), STEPS_BEFORE_THE_RENAME)
@@ -250,7 +258,7 @@ def test_killed_ingest_leaves_no_drop_and_the_next_one_is_as_if_undisturbed(
 
 
 def test_ingest_killed_after_its_rename_has_made_the_whole_drop(phantom_folder: Path, tmp_path: Path) -> None:
-    killed(ingest_and_die, tmp_path / "a", phantom_folder, "sync_folder", 2)
+    killed(ingest_and_die, tmp_path / "a", phantom_folder, "sync_folder", 4)
     made = recorded(tmp_path / "a")
     for folder in ("a", "b"):
         ingest_phantoms(tmp_path / folder, phantom_folder)
