@@ -19,6 +19,7 @@ from manifests.fingerprint import digest_bytes, digest_file, digest_json
 from manifests.inventory_file import format_rows, parse_rows
 from manifests.layout import DatasetPaths
 from manifests.looks import Looks
+from manifests.twins import Twin
 from manifests.types import Chunk, ImageRow
 
 DROP_FILE, INVENTORY_FILE, AUDIT_FILE, LOOKS_FILE = "drop.json", "inventory.csv", "audit.json", "looks.npz"
@@ -158,6 +159,11 @@ def load_audit(paths: DatasetPaths, drop: Drop) -> Audit:
         return Audit.model_validate_json(data)
     except (FileNotFoundError, ValidationError) as error:
         raise altered from error
+
+
+def load_twins(paths: DatasetPaths, drops: Sequence[Drop]) -> tuple[Twin, ...]:
+    """Pairs of images that show the same picture, as the audits of these drops found them."""
+    return tuple(twin for drop in drops for twin in load_audit(paths, drop).twins)
 
 
 def load_looks(paths: DatasetPaths, drop: Drop) -> Looks | None:

@@ -13,10 +13,10 @@ from manifests.drops import (
     Drop,
     audit_digest,
     dataset_classes,
-    load_audit,
     load_drops,
     load_locations,
     load_rows,
+    load_twins,
     save_locations,
     write_drop,
 )
@@ -133,7 +133,7 @@ def ingest(
     drop, audit = None, None
     if rows:
         looks, seen = inspect(rows, root, found, (old, earlier_looks(paths, earlier, gone)), on_image)
-        audit = check(rows, old, seen, [twin for drop in drops for twin in load_audit(paths, drop).twins])
+        audit = check(rows, old, seen, load_twins(paths, drops))
         require_clean(audit, strict=options.strict)
         drop = Drop(
             drop_id=drop_id,

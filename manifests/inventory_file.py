@@ -43,10 +43,13 @@ def parse_rows(data: bytes) -> tuple[ImageRow, ...]:
         raise InventoryError(f"inventory.csv cannot be read: {error}.", "Restore the drop from your backup.") from error
 
 
+def escaped(text: str) -> str:
+    """A text as a CSV cell that no spreadsheet runs as a formula."""
+    return f"'{text}" if text.startswith(ESCAPED) else str(text)
+
+
 def _cell(value: str | int) -> str | int:
-    if isinstance(value, str):
-        return f"'{value}" if value.startswith(ESCAPED) else str(value)
-    return value
+    return escaped(value) if isinstance(value, str) else value
 
 
 def _row(cells: Sequence[str]) -> ImageRow:

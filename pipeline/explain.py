@@ -226,7 +226,6 @@ def _chunk(workspace: Workspace, chunk: Chunk) -> Record:
 def _cells_named(workspace: Workspace, unit: str) -> list[Record]:
     """The cell of this name in every cell node whose inputs are complete."""
     found = []
-    committed = look_up(workspace)
     for node in workspace.nodes.values():
         if node.is_map or incomplete_inputs(workspace, node):
             continue
@@ -234,8 +233,7 @@ def _cells_named(workspace: Workspace, unit: str) -> list[Record]:
             if cell.unit == unit:
                 record = _unit(workspace, node, unit)
                 record.pop("outcomes", None)
-                commit = committed.cells.get(node.key, {}).get(cell) or read_commit(workspace.root(node), unit)
-                found.append({"stage": node.key, **record, **_result(workspace, node, commit)})
+                found.append({"stage": node.key, **record, **_result(workspace, node, workspace.commit(node, unit))})
     return found
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from manifests.commits import Commit
 from manifests.forgetting import WITHDRAWALS
 from pipeline.committed import Committed
+from pipeline.graph import Node
+from pipeline.plan import commits_of, incomplete_inputs
 from pipeline.workspace import Workspace
 
 
@@ -29,11 +30,10 @@ def lineage(workspace: Workspace, committed: Committed) -> dict[str, Any]:
     """
     stages = []
     for node in workspace.nodes.values():
-        commits: Iterable[Commit] = (committed.chunks.get(node.key) or committed.cells.get(node.key) or {}).values()
-        if not commits:
+        found = _commits(workspace, committed, node)
+        if not found:
             continue
         identity = workspace.identity(node)
-        found = list(commits)
         stages.append(
             {
                 "node": node.key,
@@ -58,3 +58,12 @@ def lineage(workspace: Workspace, committed: Committed) -> dict[str, Any]:
         WITHDRAWALS: [record.withdrawal_id for record in workspace.withdrawals],
         "stages": stages,
     }
+
+
+def _commits(workspace: Workspace, committed: Committed, node: Node) -> list[Commit]:
+    """What a node has committed: also one without scores of its own, such as the text bank."""
+    if node.is_map:
+        return list(committed.chunks.get(node.key, {}).values())
+    if node.key in committed.cells:
+        return list(committed.cells[node.key].values())
+    return [] if incomplete_inputs(workspace, node) else list(commits_of(workspace, node).values())

@@ -11,7 +11,7 @@ import io
 import json
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 from manifests.disk import disk_errors, make_private, place
 from manifests.errors import StoreError
 from manifests.fingerprint import digest_bytes
-from manifests.inventory_file import ESCAPED
+from manifests.inventory_file import escaped
 from manifests.runs import RunRecord, load_run
 from pipeline.committed import Committed, look_up
 from pipeline.lineage import lineage
@@ -84,7 +84,7 @@ def export_provenance(workspace: Workspace, out: Path) -> Path:
     }
     files[README] = TEXT.encode()
     files[CROISSANT] = _croissant(workspace, files)
-    runs = _runs(workspace, committed)
+    runs = _runs(workspace, sorted({run for stage in workflow["stages"] for run in stage["runs"]}))
     files |= {f"runs/{run.run_id}.json": run.model_dump_json(indent=1).encode() for run in runs}
     partial = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
     with disk_errors(f"write {place(out)}", out.parent):
@@ -100,13 +100,10 @@ def export_provenance(workspace: Workspace, out: Path) -> Path:
     return out / "ro-crate-metadata.json"
 
 
-def _runs(workspace: Workspace, committed: Committed) -> list[RunRecord]:
-    """Records of the runs that computed what is committed, oldest first; a lost record is left out."""
-    commits = [commit for chunks in committed.chunks.values() for commit in chunks.values()]
-    commits += [commit for cells in committed.cells.values() for commit in cells.values()]
-    names = {str(commit.record["run"]) for commit in commits if "run" in commit.record}
+def _runs(workspace: Workspace, names: Iterable[str]) -> list[RunRecord]:
+    """Records of runs by name; a lost record is left out."""
     found = []
-    for name in sorted(names):
+    for name in names:
         try:
             found.append(load_run(workspace.paths.run(name)))
         except StoreError:
@@ -120,14 +117,14 @@ def _table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     for row in rows:
-        writer.writerow([f"'{v}" if isinstance(v, str) and v.startswith(ESCAPED) else v for v in row])
+        writer.writerow([escaped(value) if isinstance(value, str) else value for value in row])
     return text.getvalue().encode("utf-8")
 
 
 def _images(workspace: Workspace, drop_id: str) -> bytes:
+    gone = workspace.withdrawn
     rows: list[tuple[Any, ...]] = [
         (r.image_id, r.sha256, r.width, r.height, r.mode, r.label, r.split.value, r.group_id, r.image_id in gone)
-        for gone in (workspace.withdrawn,)
         for r in workspace.rows(drop_id)
     ]
     return _table(IMAGE_COLUMNS, rows)

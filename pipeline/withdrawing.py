@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from manifests.audit import flagged
-from manifests.drops import load_audit, load_drops, load_rows
+from manifests.drops import load_drops, load_rows, load_twins
 from manifests.layout import DatasetPaths
-from manifests.twins import Twin
 from manifests.types import Split
 from manifests.withdrawals import load_withdrawals, withdraw, withdrawn_ids
 from pipeline.commands import print_json, say
@@ -22,7 +21,7 @@ def do_drops(paths: DatasetPaths, *, as_json: bool) -> None:
     gone = withdrawn_ids(withdrawals)
     drops = [(drop, load_rows(paths, drop)) for drop in load_drops(paths)]
     standing = [row for _, rows in drops for row in rows if row.image_id not in gone]
-    leaks = flagged(standing, _twins(paths))
+    leaks = flagged(standing, load_twins(paths, [drop for drop, _ in drops]))
     told: list[dict[str, Any]] = []
     for drop, rows in drops:
         left = [row for row in rows if row.image_id not in gone]
@@ -42,8 +41,7 @@ def do_drops(paths: DatasetPaths, *, as_json: bool) -> None:
         print_json({"drops": told, "withdrawals": [record.model_dump(mode="json") for record in withdrawals]})
         return
     header = ("drop", "created", "images", "chunks", "splits", "flagged", "withdrawn")
-    rows_ = [[_cell(row[name]) for name in header] for row in told]
-    print_table(header, rows_)
+    print_table(header, [[_cell(row[name]) for name in header] for row in told])
     say(
         f"withdrawal {record.withdrawal_id}: {len(record.image_ids)} images"
         + (f", drop {record.drop}" if record.drop else "")
@@ -60,7 +58,7 @@ def do_withdraw(
     paths: DatasetPaths, reason: str, *, drop: str, images: Sequence[str], patient: str, as_json: bool
 ) -> None:
     """Record a withdrawal, and say which images show the same pictures and stay."""
-    twins = _twins(paths)
+    twins = load_twins(paths, load_drops(paths))
     record = withdraw(paths, reason, drop=drop, image_ids=images, patient=patient)
     gone = withdrawn_ids(load_withdrawals(paths))
     pairs = [pair for twin in twins for pair in ((twin.image_id, twin.other_id), (twin.other_id, twin.image_id))]
@@ -72,7 +70,3 @@ def do_withdraw(
     if staying:
         say([f"  {len(staying)} other images show the same pictures and stay: {', '.join(staying[:5])}"])
     say(["Remove what is stored of them: pipeline gc --delete. Then compute without them: pipeline run"])
-
-
-def _twins(paths: DatasetPaths) -> tuple[Twin, ...]:
-    return tuple(twin for drop in load_drops(paths) for twin in load_audit(paths, drop).twins)

@@ -12,7 +12,7 @@ from typing import Any, cast
 from manifests.audit import flagged
 from manifests.commits import Commit, content_digest, read_commit
 from manifests.disk import write_atomic
-from manifests.drops import Drop, load_audit, load_drops, load_locations, load_rows
+from manifests.drops import Drop, load_drops, load_locations, load_rows, load_twins
 from manifests.errors import InventoryError
 from manifests.fingerprint import canonical_json, digest_json
 from manifests.layout import DatasetPaths
@@ -99,7 +99,7 @@ class Workspace:
     @cached_property
     def twins(self) -> tuple[Twin, ...]:
         """Pairs of images that show the same picture, as the audits of all drops found them."""
-        return tuple(twin for drop in self.drops for twin in load_audit(self.paths, drop).twins)
+        return load_twins(self.paths, self.drops)
 
     def drop(self, drop_id: str) -> Drop:
         """Return one drop of this data set.

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manifests.audit import flagged
-from manifests.inventory_file import ESCAPED
+from manifests.inventory_file import escaped
 from manifests.types import Split
 from stages.base import StageData
 from stages.scores import score
@@ -92,7 +92,7 @@ def _write_predictions(
 
     As in inventory.csv, a class name that a spreadsheet would run as a formula gets an apostrophe before it.
     """
-    shown = [f"'{name}" if name.startswith(ESCAPED) else name for name in test.classes]
+    shown = [escaped(name) for name in test.classes]
     labels, predicted = truth.tolist(), probabilities.argmax(axis=1).tolist()
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")

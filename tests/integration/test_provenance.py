@@ -145,6 +145,9 @@ def test_every_score_leads_to_its_run_its_stage_and_its_images(crate: Path, stud
         folder = study.dataset / "stages" / stage["stage"] / cell["fingerprint"][:12] / "commits" / cell["unit"]
         assert digest_file(folder / "scores.json") == cell["scores_sha256"]
         assert (crate / "drops" / f"{cell['drops']}.csv").is_file()
+    told = {stage["fingerprint"] for stage in workflow["stages"]}
+    named = {f for stage in workflow["stages"] for name, f in stage["upstream"].items() if name != "data"}
+    assert named <= told, "what a stage is made of is described too: text bank and fusion, which have no scores"
     embeddings = next(stage for stage in workflow["stages"] if stage["stage"] == "embeddings")
     assert len(next(iter(embeddings["weights"].values()))) == 64
     digests = {path: e["sha256"] for path, e in graph.items() if "sha256" in e}
