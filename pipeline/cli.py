@@ -10,8 +10,10 @@ import typer
 
 from manifests.disk import ADVICE, place
 from manifests.errors import ExitCode, PipelineError, UsageError
+from pipeline.cli_jobs import jobs
 from pipeline.cli_options import (
     DEFAULT_WORKDIR,
+    ClusterOption,
     ConfigOption,
     DatasetOption,
     JsonOption,
@@ -34,6 +36,7 @@ app = typer.Typer(
 weights_app = typer.Typer(help="Model weights on this machine; nothing is ever downloaded.", no_args_is_help=True)
 app.add_typer(weights_app, name="weights")
 app.add_typer(store)
+app.add_typer(jobs)
 
 
 @app.command()
@@ -96,8 +99,11 @@ def run(
     drop: Annotated[str | None, typer.Option("--drop", help="Only chunks of this drop.")] = None,
     part: Annotated[str | None, typer.Option("--part", metavar="I/N", help="This array task's share.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many units a stage.")] = None,
-    cluster: Annotated[str | None, typer.Option("--cluster", help="auto, inline or local.")] = None,
+    cluster: ClusterOption = None,
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="Worker processes.")] = None,
+    scheduler: Annotated[str | None, typer.Option("--scheduler", help="Dask scheduler, tls://HOST:PORT.")] = None,
+    scheduler_file: Annotated[Path | None, typer.Option("--scheduler-file", help="File of a Dask scheduler.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Speak to other machines without TLS.")] = False,
     source: SourceOption = None,
     verbose: VerboseOption = False,
     json: JsonOption = False,
@@ -111,6 +117,9 @@ def run(
     overrides = list(set_ or ())
     overrides += [f"cluster.kind={cluster}"] if cluster else []
     overrides += [f"cluster.workers={workers}"] if workers else []
+    overrides += [f"cluster.scheduler={scheduler}"] if scheduler else []
+    overrides += [f"cluster.scheduler_file={scheduler_file}"] if scheduler_file else []
+    overrides += ["cluster.insecure=true"] if insecure else []
     options = RunOptions(stage, drop, Part.parse(part) if part else None, limit, source)
     workspace = open_workspace(workdir, dataset, (config, overrides, preset), source)
     raise typer.Exit(do_run(workspace, options, as_json=json))

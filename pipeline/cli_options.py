@@ -15,4 +15,5 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Say more on stderr.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 SourceOption = Annotated[Path | None, typer.Option("--source", help="Where the source folder is mounted here.")]
+ClusterOption = Annotated[str | None, typer.Option("--cluster", help="auto, inline, local, slurm, pbs, lsf or sge.")]
 DEFAULT_WORKDIR = Path("workdir")

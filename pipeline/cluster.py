@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from manifests.errors import ConfigError, PipelineError
-from pipeline.config import ClusterConfig
+from pipeline.cluster_config import ClusterConfig
 from pipeline.execute import UnitReport, UnitTask, run_unit
+from pipeline.gpus import visible_gpus
 
 Outcome = tuple[UnitTask, UnitReport | Exception]
 Stopping = Callable[[], float | None]
@@ -60,60 +61,145 @@ class InlineCluster:
         return failure or RuntimeError(f"{task.key}: no attempt was made")
 
 
-@contextmanager
-def open_cluster(config: ClusterConfig, units: int, scratch: str) -> Iterator[Cluster]:
-    """Start what the configuration asks for, and stop it afterwards.
+class Clusters:
+    """The cluster that serves one node after the other; a new one where GPUs are needed and were not, or no longer.
+
+    Parameters
+    ----------
+    config : ClusterConfig
+        Kind, workers, threads, retries.
+    scratch : str
+        Folder for Dask's own temporary files.
+    logs : Path
+        Folder for what batch jobs print.
+    """
+
+    def __init__(self, config: ClusterConfig, scratch: str, logs: Path) -> None:
+        self._config, self._scratch, self._logs = config, scratch, logs
+        self._open: tuple[bool, Cluster] | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def serve(self, units: int, *, gpu: bool) -> Cluster:
+        """The cluster for a node with a model on a GPU, or any other; as it stands, if it is of the right sort.
+
+        Parameters
+        ----------
+        units : int
+            Most units that this node and those after it have; no more workers than units are started here.
+        gpu : bool
+            Whether units want a GPU.
+        """
+        if self._open is None or self._open[0] != gpu:
+            self._stack.close()
+            cluster = self._stack.enter_context(
+                open_cluster(self._config, units, self._scratch, logs=self._logs, gpu=gpu)
+            )
+            self._open = gpu, cluster
+        return self._open[1]
+
+
+def open_cluster(
+    config: ClusterConfig, units: int, scratch: str, *, logs: Path, gpu: bool
+) -> AbstractContextManager[Cluster]:
+    """Start what the configuration asks for, or connect to it, and leave it as it was afterwards.
 
     Parameters
     ----------
     config : ClusterConfig
         Kind, workers, threads, retries.
     units : int
-        Most units that one stage may have; no more workers than units are started.
+        Most units that one stage may have; no more workers than units are started on this machine.
     scratch : str
         Folder for Dask's own temporary files.
+    logs : Path
+        Folder for what batch jobs print.
+    gpu : bool
+        Whether units want a GPU.
     """
-    if _kind(config, units) == "inline":
-        yield InlineCluster(config.retries)
-        return
-    from pipeline.dask_cluster import local_cluster
+    if not (config.is_queue or config.stands) and _kind(config, units, gpu=gpu) == "inline":
+        return _inline(config.retries)
+    _quiet_dask()
+    if config.is_queue:
+        from pipeline.dask_jobs import job_cluster
 
-    with local_cluster(config, worker_count(config, units), scratch) as cluster:
-        yield cluster
+        return job_cluster(config, logs, gpu=gpu)
+    from pipeline.dask_sites import local_cluster, standing_cluster
 
-
-def worker_count(config: ClusterConfig, units: int) -> int:
-    """How many units run at once, if a stage has so many."""
-    return 1 if _kind(config, units) == "inline" else max(1, min(_most_workers(config), units))
-
-
-def _most_workers(config: ClusterConfig) -> int:
-    return config.workers or min(8, len(visible_gpus()) or len(os.sched_getaffinity(0)))
+    if config.stands:
+        return standing_cluster(config)
+    return local_cluster(config, worker_count(config, units, gpu=gpu), scratch, gpu=gpu)
 
 
-def _kind(config: ClusterConfig, units: int) -> str:
+def _quiet_dask() -> None:
+    """Keep Dask from speaking at length of every connection; the runner says what became of the units."""
+    import dask
+
+    dask.config.set({"logging.distributed": "critical"})
+
+
+@contextmanager
+def _inline(retries: int) -> Iterator[Cluster]:
+    yield InlineCluster(retries)
+
+
+def worker_count(config: ClusterConfig, units: int, *, gpu: bool = False) -> int:
+    """How many units run at once on this machine, if a stage has so many."""
+    if _kind(config, units, gpu=gpu) == "inline":
+        return 1
+    return max(1, min(_most_workers(config, gpu=gpu), units))
+
+
+def _most_workers(config: ClusterConfig, *, gpu: bool) -> int:
+    if gpu:
+        return min(config.workers or 8, len(visible_gpus()))
+    return config.workers or min(8, len(os.sched_getaffinity(0)))
+
+
+def _kind(config: ClusterConfig, units: int, *, gpu: bool) -> str:
     if config.kind == "auto":
-        return "local" if _most_workers(config) > 1 and units > 1 else "inline"
+        return "local" if gpu or (_most_workers(config, gpu=gpu) > 1 and units > 1) else "inline"
     return config.kind
 
 
-def visible_gpus() -> tuple[str, ...]:
-    """Names of the CUDA devices that this process may use, without importing torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return tuple(d.strip() for d in visible.split(",") if d.strip() not in ("", "-1"))
-    return tuple(sorted(p.name[6:] for p in Path("/dev").glob("nvidia[0-9]*") if p.name[6:].isdigit()))
-
-
 def choose_device(config: ClusterConfig) -> str:
-    """`cuda` or `cpu`.
+    """`cuda` or `cpu`, for stages with a model.
 
     Raises
     ------
     ConfigError
         If a GPU is asked for and none is there; there is no silent fall back to the CPU.
     """
-    available = bool(visible_gpus())
+    if config.device == "cpu":
+        return "cpu"
+    available = _has_gpus(config)
     if config.device == "cuda" and not available:
-        raise ConfigError("cluster.device is 'cuda', but no CUDA device is visible.", "Use --set cluster.device=auto.")
-    return "cuda" if available and config.device != "cpu" else "cpu"
+        raise ConfigError(
+            "cluster.device is 'cuda', but "
+            + ("cluster.jobs.gpus is 0." if config.is_queue else "no CUDA device is visible."),
+            "Use --set cluster.device=auto.",
+        )
+    return "cuda" if available else "cpu"
+
+
+def _has_gpus(config: ClusterConfig) -> bool:
+    """Whether workers of the configured cluster have GPUs."""
+    if config.is_queue:
+        return config.jobs.gpus > 0
+    if not config.stands:
+        return bool(visible_gpus())
+    _quiet_dask()
+    from pipeline.dask_sites import look_at_standing
+
+    standing = look_at_standing(config)
+    if not standing.workers and config.device == "auto":
+        raise ConfigError(
+            "No worker is connected to the scheduler, so that it is not known whether there are GPUs.",
+            "Start workers first, or say it: --set cluster.device=cpu, or cuda.",
+        )
+    return standing.gpus or (not standing.workers and config.device == "cuda")

@@ -9,9 +9,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from manifests.errors import ConfigError
+from pipeline.cluster_config import ClusterConfig
 from stages.base import Settings, StudySettings
 from stages.baselines.settings import BaselinesSettings
 from stages.embeddings.settings import EmbeddingsSettings
@@ -37,26 +38,6 @@ class MasksConfig(MasksSettings):
         """Settings of every policy in order: the main one first, none twice."""
         common = self.model_dump(exclude={"compare", "policy"})
         return {policy: MasksSettings(policy=policy, **common) for policy in (self.policy, *self.compare)}
-
-
-class ClusterConfig(Settings):
-    """Where units run; outside every fingerprint."""
-
-    kind: Literal["auto", "inline", "local"] = "auto"
-    """`auto` is `local` where there are two cores or more, else `inline`."""
-    workers: int = Field(default=0, ge=0)
-    """Worker processes; 0 means one a GPU, else one a core (at most 8)."""
-    threads: int = Field(default=1, ge=1)
-    """Threads of each worker's numeric libraries; results are compared bit by bit only at equal counts."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    batch_items: int = Field(default=8, ge=1)
-    """Images that go through a model at once."""
-    compiled: bool = False
-    """Image encoders go through torch.compile: up to minutes at the start of each worker."""
-    retries: int = Field(default=2, ge=0)
-    """Further attempts at a unit whose worker died or whose code raised."""
-    grace_s: float = Field(default=60.0, ge=0)
-    """After SIGTERM or SIGUSR1, units in flight may take this long to finish, in seconds."""
 
 
 class RunConfig(Settings):

@@ -1,32 +1,39 @@
-"""Units in worker processes under Dask's distributed scheduler."""
+"""Units in worker processes under Dask's distributed scheduler: what becomes of each, and whose fault it is."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
-import dask
+from distributed import Client, KilledWorker, wait
+from distributed.client import TimeoutError as WaitTimeoutError
 
-# Dask speaks at length of every connection and every worker's end; the runner says what became of the units.
-dask.config.set({"logging.distributed": "critical"})
-from distributed import Client, KilledWorker, LocalCluster, wait  # noqa: E402
-from distributed.client import TimeoutError as WaitTimeoutError  # noqa: E402
+from manifests.errors import PipelineError
+from pipeline.canary import CanaryError
+from pipeline.cluster import Outcome, Stopping
+from pipeline.execute import UnitReport, UnitTask, attempt_unit
+from pipeline.logs import log
 
-from manifests.errors import PipelineError  # noqa: E402
-from pipeline.cluster import Outcome, Stopping, visible_gpus  # noqa: E402
-from pipeline.config import ClusterConfig  # noqa: E402
-from pipeline.execute import UnitReport, UnitTask, attempt_unit  # noqa: E402
-from pipeline.logs import log  # noqa: E402
-
-UNITS_IN_FLIGHT = 2
-"""Units a worker holds at most: one that computes and one that waits."""
-MOST_POISON = 8
+UNITS_IN_FLIGHT: Final = 2
+"""Units a worker holds at most: one that computes and one that waits, or is read meanwhile."""
+GPU_SHARE: Final = 1 / UNITS_IN_FLIGHT
+"""Of a worker's resource `GPU=1` that a unit asks for, so that the next one is read while this one computes."""
+MOST_POISON: Final = 8
 """Images of one chunk that are left out at most; where more kill the process, something else is wrong."""
-POLL_S = 0.5
+MOST_ENDED: Final = 20
+"""Times that a unit's worker may be ended from outside before the unit counts as failed."""
+MOST_REFUSED: Final = 20
+"""Workers that see the canary otherwise, before the run gives up."""
+POLL_S: Final = 0.5
 """How often signals are looked at while units compute, in seconds."""
+LOOK_S: Final = 10.0
+"""How often lost jobs are asked for again, in seconds."""
+PATIENCE_S: Final = 60.0
+"""How often it is said that no worker is there, in seconds."""
 
 
 class WorkerDiedError(PipelineError):
@@ -47,6 +54,38 @@ class LastWords(logging.Handler):
             self.text = text
 
 
+class Workforce:
+    """The worker processes of a cluster, as far as the driver sees to them; those of this machine need nothing."""
+
+    elastic = False
+    """Whether further workers may come."""
+    hint = ""
+    """Where to look if none comes."""
+
+    def __init__(self) -> None:
+        self.last_words = LastWords()
+
+    def look_after(self) -> None:
+        """Ask again for what was lost."""
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """A unit on its way, and what befell its workers."""
+
+    task: UnitTask
+    name: str
+    deaths: int = 0
+    """Workers that died by themselves while they had the unit."""
+    ended: int = 0
+    """Workers that were ended from outside, or refused."""
+
+    @property
+    def key(self) -> str:
+        """Key of the next submission; Dask must not know it yet."""
+        return f"{self.task.run_id}/{self.name}~{self.deaths + self.ended}"
+
+
 class DaskCluster:
     """Worker processes under Dask's scheduler.
 
@@ -55,27 +94,30 @@ class DaskCluster:
     client : distributed.Client
         Connected client.
     workers : int
-        Worker processes.
+        Worker processes; the most, where they come and go.
     retries : int
-        Further attempts at a unit that raised; a worker's death counts as an attempt too.
-    last_words : LastWords
-        Listens to the nannies.
+        Further attempts at a unit that raised, or whose worker died by itself.
+    workforce : Workforce
+        Sees to workers that come and go.
     """
 
-    def __init__(self, client: Client, workers: int, retries: int, last_words: LastWords) -> None:
+    def __init__(self, client: Client, workers: int, retries: int, workforce: Workforce) -> None:
         self.workers = workers
         self._client = client
         self._retries = retries
-        self._last_words = last_words
+        self._workforce = workforce
+        self._refused = 0
+        self._looked = self._seen = time.monotonic()
 
     def run(self, tasks: Sequence[UnitTask], stopping: Stopping) -> Iterator[Outcome]:
         """Yield outcomes as they complete, in any order.
 
         A unit that was near a worker's death runs once more with nothing beside it, so that only the guilty one fails;
-        of a guilty chunk the images are found that kill the process, and it runs without them.
+        of a guilty chunk the images are found that kill the process, and it runs without them. A worker that was ended
+        from outside, by a walltime or a person, speaks against no unit.
         """
         queue = iter(tasks)
-        flying: dict[Any, UnitTask] = {}
+        flying: dict[Any, _Attempt] = {}
         suspects: list[UnitTask] = []
         alone = False
         while True:
@@ -84,15 +126,14 @@ class DaskCluster:
                 task = next(queue, None)
                 if task is None:
                     break
-                flying[self._submit(task, task.key)] = task
+                self._submit(_Attempt(task, task.key), flying)
             if not flying and grace_s is None and suspects:
                 alone, task = True, suspects.pop(0)
-                flying[self._submit(task, f"{task.key}#alone")] = task
+                self._submit(_Attempt(task, f"{task.key}#alone"), flying)
             if not flying or (grace_s is not None and grace_s <= 0):
                 self._client.cancel(list(flying))
                 return
-            for future in self._completed(flying):
-                task, result = flying.pop(future), self._result(future)
+            for task, result in self._settled(flying):
                 if isinstance(result, WorkerDiedError) and not alone:
                     suspects.append(task)
                 elif isinstance(result, WorkerDiedError) and (poison := self._isolate(task, stopping)):
@@ -125,73 +166,100 @@ class DaskCluster:
 
     def _alone(self, task: UnitTask, name: str, stopping: Stopping) -> UnitReport | Exception:
         """Run one task with nothing beside it, and wait for it, or for the end of the grace after a signal."""
-        future = self._submit(task, f"{task.key}#{name}")
-        while not self._completed({future: task}):
+        flying: dict[Any, _Attempt] = {}
+        self._submit(_Attempt(task, f"{task.key}#{name}"), flying)
+        while True:
+            for _, result in self._settled(flying):
+                return result
             grace_s = stopping()
             if grace_s is not None and grace_s <= 0:
-                self._client.cancel([future])
+                self._client.cancel(list(flying))
                 return RuntimeError("stopped by a signal")
-        return self._result(future)
 
-    @staticmethod
-    def _completed(flying: dict[Any, UnitTask]) -> list[Any]:
+    def _submit(self, attempt: _Attempt, flying: dict[Any, _Attempt]) -> None:
+        resources = {"GPU": GPU_SHARE} if attempt.task.device == "cuda" else None
+        future = self._client.submit(
+            attempt_unit, attempt.task, key=attempt.key, pure=False, retries=self._retries, resources=resources
+        )
+        flying[future] = attempt
+
+    def _settled(self, flying: dict[Any, _Attempt]) -> Iterator[Outcome]:
+        """Wait a little; yield what ended for good, and start anew what a worker's end took with it."""
         try:
-            return list(wait(list(flying), timeout=POLL_S, return_when="FIRST_COMPLETED").done)
+            done = list(wait(list(flying), timeout=POLL_S, return_when="FIRST_COMPLETED").done)
         except WaitTimeoutError:
-            return []
+            done = []
+        for future in done:
+            attempt = flying.pop(future)
+            result = self._result(future, attempt)
+            if result is None:
+                self._submit(attempt, flying)
+            else:
+                yield attempt.task, result
+        self._look_after()
 
-    def _submit(self, task: UnitTask, key: str) -> Any:
-        return self._client.submit(attempt_unit, task, key=f"{task.run_id}/{key}", pure=False, retries=self._retries)
+    def _look_after(self) -> None:
+        now = time.monotonic()
+        if now - self._looked < LOOK_S:
+            return
+        self._looked = now
+        self._workforce.look_after()
+        if self._n_workers():
+            self._seen = now
+        elif now - self._seen >= PATIENCE_S:
+            self._seen = now
+            log.warning("no worker is connected; units wait. %s", self._workforce.hint)
 
-    def _result(self, future: Any) -> UnitReport | Exception:
+    def _n_workers(self) -> int:
+        return len(self._client.scheduler_info(n_workers=-1)["workers"])
+
+    def _result(self, future: Any, attempt: _Attempt) -> UnitReport | Exception | None:
+        """What became of a unit; None if it must be tried again."""
         error = future.exception()
         if error is None:
             report: UnitReport | PipelineError = future.result()
-            return report
+            return self._refuse(report, future, attempt) if isinstance(report, CanaryError) else report
         if isinstance(error, KilledWorker):
-            return WorkerDiedError(f"Its worker process died: {self._last_words.text}.")
+            return self._after_death(error.last_worker, attempt)
         return error if isinstance(error, Exception) else RuntimeError(f"the unit was {future.status}")
 
+    def _after_death(self, worker: Any, attempt: _Attempt) -> WorkerDiedError | None:
+        """Blame the unit only if its process ended by itself: then its nanny lives, and nobody told it to close."""
+        if self._was_ended(worker):
+            attempt.ended += 1
+            log.info("%s: its worker was ended from outside; the unit is tried again", attempt.task.key)
+            if attempt.ended <= MOST_ENDED:
+                return None
+            return WorkerDiedError(f"Its worker was ended from outside {attempt.ended} times.", self._workforce.hint)
+        attempt.deaths += 1
+        if attempt.deaths <= self._retries:
+            return None
+        return WorkerDiedError(f"Its worker process died: {self._workforce.last_words.text}.")
 
-@contextmanager
-def local_cluster(config: ClusterConfig, workers: int, scratch: str) -> Iterator[DaskCluster]:
-    """Start worker processes on this machine, listening on the loopback interface alone; stop them afterwards.
+    def _was_ended(self, worker: Any) -> bool:
+        events = self._client.get_events(worker.address)
+        if any(isinstance(event, dict) and event.get("action") == "closing-worker" for _, event in events):
+            return True
+        return worker.nanny is not None and not self._client.sync(self._answers, worker.nanny)
 
-    Parameters
-    ----------
-    config : ClusterConfig
-        Threads and retries.
-    workers : int
-        Worker processes.
-    scratch : str
-        Folder for Dask's own temporary files.
-    """
-    environment = {f"{name}_NUM_THREADS": str(config.threads) for name in ("OMP", "MKL", "OPENBLAS")}
-    settings = {
-        "distributed.scheduler.allowed-failures": config.retries,
-        "distributed.nanny.pre-spawn-environ": {**environment, "MEDFOCUS_GPUS": ",".join(visible_gpus())},
-        "distributed.worker.preload": ["pipeline.worker"],
-        # A site's own dask.yaml may name its cluster's scheduler, which is not this one.
-        "distributed.scheduler.contact-address": None,
-    }
-    last_words, nanny = LastWords(), logging.getLogger("distributed.nanny")
-    nanny.setLevel(logging.INFO)
-    nanny.propagate = False
-    nanny.addHandler(last_words)
-    try:
-        with (
-            dask.config.set(settings),
-            LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                processes=True,
-                host="127.0.0.1",
-                dashboard_address="127.0.0.1:0",
-                local_directory=scratch,
-                silence_logs=logging.CRITICAL,
-            ) as cluster,
-            Client(cluster) as client,
-        ):
-            yield DaskCluster(client, workers, config.retries, last_words)
-    finally:
-        nanny.removeHandler(last_words)
+    async def _answers(self, nanny: str) -> bool:
+        """Whether a nanny lives, also a second later: a job's processes are not all killed at once."""
+        try:
+            async with asyncio.timeout(10):
+                await self._client.rpc(nanny).identity()
+                await asyncio.sleep(1)
+                await self._client.rpc(nanny).identity()
+        except (OSError, TimeoutError):
+            return False
+        return True
+
+    def _refuse(self, error: CanaryError, future: Any, attempt: _Attempt) -> CanaryError | None:
+        """Send away the worker that sees the canary otherwise; its unit goes to another, if there is one."""
+        addresses = [address for holders in self._client.who_has([future]).values() for address in holders]
+        self._client.retire_workers(addresses, close_workers=True)
+        self._refused += 1
+        attempt.ended += 1
+        if self._refused > MOST_REFUSED or not (self._workforce.elastic or self._n_workers()):
+            return error
+        log.error("a worker is refused: %s", error)
+        return None

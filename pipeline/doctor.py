@@ -12,8 +12,8 @@ from pathlib import Path
 
 from manifests.errors import PipelineError
 from manifests.runs import PACKAGES, installed_versions
-from pipeline.cluster import visible_gpus
 from pipeline.config import RunConfig
+from pipeline.gpus import visible_gpus
 from stages.models.weights import WeightsFolder
 
 MIN_FREE_BYTES = 2 * 2**30

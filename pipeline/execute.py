@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from manifests.forgetting import WITHDRAWALS
 from manifests.integrity import checked_artifacts
 from manifests.layout import DatasetPaths
 from manifests.types import Cell, Chunk, ChunkArrays, Status
+from pipeline.canary import device_name, meet_canary
 from pipeline.config import RunConfig
 from pipeline.graph import Node
 from pipeline.plan import PlannedUnit, cell_inputs, input_digests, stale_cell, stale_commit
@@ -70,6 +72,8 @@ class UnitReport:
     timings: Mapping[str, float] = field(default_factory=dict)
     """Seconds by step."""
     pid: int = 0
+    device: str = ""
+    """Processor or GPU of the model, and torch's version; empty where there is no model."""
 
 
 @lru_cache(maxsize=4)
@@ -80,6 +84,7 @@ def _workspace(dataset_root: str, config: str, source: str, drops: tuple[str, ..
 
 _LOADED: dict[tuple[str, str], MapStage] = {}
 """The one map stage whose model this process holds, by (fingerprint, device)."""
+_LOADING = threading.Lock()
 
 
 def attempt_unit(task: UnitTask) -> UnitReport | PipelineError:
@@ -148,7 +153,8 @@ def _run_chunk(workspace: Workspace, node: Node, chunk: Chunk, task: UnitTask) -
     timings = {**result.timings, "load": loaded - started, "publish": time.perf_counter() - computed}
     statuses = Counter(Status(item.status).name.lower() for item in result.items)
     reasons = Counter(item.reason for item in result.items if item.reason)
-    return UnitReport(won, statuses, reasons, timings, os.getpid())
+    device = device_name(task.device) if node.has_model else ""
+    return UnitReport(won, statuses, reasons, timings, os.getpid(), device)
 
 
 def _read(workspace: Workspace, key: str, chunk: Chunk) -> ChunkArrays:
@@ -156,13 +162,17 @@ def _read(workspace: Workspace, key: str, chunk: Chunk) -> ChunkArrays:
 
 
 def _loaded(workspace: Workspace, node: Node, device: str) -> MapStage:
-    stage = workspace.map_stage(node)
+    """The stage with its model, loaded once in a process and compared with the models of other processes."""
     key = (workspace.fingerprint(node), device)
-    if key not in _LOADED:
-        stage.load(device)
-        _LOADED.clear()
-        _LOADED[key] = stage
-    return _LOADED[key]
+    with _LOADING:
+        if key not in _LOADED:
+            stage = workspace.map_stage(node)
+            stage.load(device)
+            precision = getattr(node.settings, "precision", "float32")
+            meet_canary(workspace.paths.stage(node.stage, key[0]), stage, precision, device)
+            _LOADED.clear()
+            _LOADED[key] = stage
+        return _LOADED[key]
 
 
 def _run_cell(workspace: Workspace, node: Node, cell: Cell, task: UnitTask) -> UnitReport:

@@ -21,6 +21,8 @@ MAP_STAGES = ("proposals", "masks", "tokens", "embeddings", "pictures", "grids")
 CELL_STAGES = ("texts", "fusion", "probes", "baselines", "finetune", "slca", "lora")
 SCORED_STAGES = ("probes", "baselines", "finetune", "slca", "lora")
 """Their cells have scores."""
+MODEL_STAGES = ("proposals", "tokens", "embeddings", "grids", "baselines", "finetune", "slca", "lora")
+"""Their units take images through a model or train one: on a GPU, if there is one."""
 STAGE_CHOICES = (*MAP_STAGES, *CELL_STAGES, "one", "two", "all")
 MISSING = {
     "tokens": "Set embeddings.tokens = true.",
@@ -53,6 +55,11 @@ class Node:
     def is_map(self) -> bool:
         """Whether units are chunks (else cells)."""
         return self.stage in MAP_STAGES
+
+    @property
+    def has_model(self) -> bool:
+        """Whether units run or train a model, which a GPU makes faster."""
+        return self.stage in MODEL_STAGES
 
 
 def build_graph(config: RunConfig) -> tuple[Node, ...]:

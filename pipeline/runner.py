@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +13,7 @@ from tempfile import TemporaryDirectory
 from manifests.errors import DamagedError, ExitCode, PipelineError, RefusedError, UsageError
 from manifests.layout import DatasetPaths
 from manifests.runs import EventLog, RunRecord, finish_run, hide_text_paths, new_run_id, start_run
-from pipeline.cluster import Cluster, choose_device, open_cluster
+from pipeline.cluster import Cluster, Clusters, choose_device
 from pipeline.config import RunConfig
 from pipeline.execute import UnitReport, UnitTask
 from pipeline.graph import Node, select
@@ -102,26 +101,29 @@ class Runner:
         finish_run(self.paths.run(self.run_id), record, outcome, int(code), self.tally.as_json())
 
     def _run_nodes(self, nodes: Sequence[Node]) -> None:
-        """Run nodes in order; one cluster serves them all and starts with the first node that has work."""
-        cluster: Cluster | None = None
-        with ExitStack() as stack:
+        """Run nodes in order; a cluster starts with the first node that has work, and serves those after it."""
+        logs = self.paths.run(self.run_id) / "jobs"
+        with (
+            TemporaryDirectory(prefix="medfocus-") as scratch,
+            Clusters(self.config.cluster, scratch, logs) as clusters,
+        ):
             for position, node in enumerate(nodes):
                 planned = self._plan(node)
                 if planned:
-                    cluster = cluster or stack.enter_context(self._cluster(planned, nodes[position:]))
+                    cluster = clusters.serve(self._units(planned, nodes[position:]), gpu=self._device(node) == "cuda")
                     self._run_node(node, planned, cluster)
                 if self.stop.name:
                     return
         self.tally.count_failed(self.workspace, [n for n in nodes if n.is_map])
 
-    @contextmanager
-    def _cluster(self, planned: Sequence[PlannedUnit], ahead: Sequence[Node]) -> Iterator[Cluster]:
-        """Start workers for the first node that has work, and for the cells that come after it."""
+    def _device(self, node: Node) -> str:
+        return self.device if node.has_model else "cpu"
+
+    def _units(self, planned: Sequence[PlannedUnit], ahead: Sequence[Node]) -> int:
+        """Most units of the first node that has work, and of those that come after it."""
         chunks = sum(len(drop.chunks()) for drop in self.workspace.drops) if any(n.is_map for n in ahead[1:]) else 1
         cells = len(self.config.study.cells(("any",)))
-        units = max(len(planned), chunks, cells if any(not node.is_map for node in ahead) else 1)
-        with TemporaryDirectory(prefix="medfocus-") as scratch, open_cluster(self.config.cluster, units, scratch) as it:
-            yield it
+        return max(len(planned), chunks, cells if any(not node.is_map for node in ahead) else 1)
 
     def _plan(self, node: Node) -> list[PlannedUnit] | None:
         lacking = {} if node.is_map else incomplete_inputs(self.workspace, node)
@@ -162,10 +164,8 @@ class Runner:
         config = self.config.model_dump_json()
         source = str(self.options.source.resolve()) if self.options.source else ""
         digest = self.workspace.data_digest(node) if not node.is_map and node.inputs else ""
-        drops = tuple(d.drop_id for d in self.workspace.drops)
-        tasks = [
-            UnitTask(str(self.paths.root), config, source, u, digest, self.device, drops, self.run_id) for u in planned
-        ]
+        drops, device = tuple(d.drop_id for d in self.workspace.drops), self._device(node)
+        tasks = [UnitTask(str(self.paths.root), config, source, u, digest, device, drops, self.run_id) for u in planned]
         with ticker(node.key, len(tasks)) as progress:
             for task, result in cluster.run(tasks, self.stop.remaining_s):
                 self._record(node, task, result)
@@ -185,6 +185,7 @@ class Runner:
                 reasons=dict(result.reasons),
                 timings={k: round(v, 4) for k, v in result.timings.items()},
                 pid=result.pid,
+                device=result.device,
             )
             return
         if isinstance(result, (UsageError, RefusedError)) and not isinstance(result, DamagedError):

@@ -165,6 +165,10 @@ class MapStage(Protocol):
         """
         ...
 
+    def canary(self) -> NDArray[np.float32] | None:
+        """What the loaded model makes of `stages.canary.canary_image`, (D,); None if there is no model."""
+        ...
+
     def process(self, rows: Sequence[ImageRow], source: ImageSource, upstream: Mapping[str, ChunkArrays]) -> UnitResult:
         """Compute one chunk; an image that cannot be read is a failed row, never an exception."""
         ...

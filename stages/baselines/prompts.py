@@ -36,7 +36,7 @@ class Prompts(nn.Module):
     Parameters
     ----------
     model : ClipModel
-        Gives the text tower, frozen.
+        Gives the text tower, frozen, and the device.
     classes : Sequence[str]
         Readable class names, K.
     context : str
@@ -62,6 +62,7 @@ class Prompts(nn.Module):
         n_tokens = _shared_tokens(tower.tokenize, context, self.ids)
         start = tower.embedding(self.ids[:1, 1 : 1 + n_tokens])[0].detach().float()
         self.context = nn.Parameter(start.clone())
+        self.device = self.context.device
 
     def texts(self, context: Tensor) -> Tensor:
         """Vectors of the class prompts, (K, D), for a context, (M, d); (B * K, D) for contexts (B, M, d)."""
@@ -103,7 +104,8 @@ class ConditionalPrompts(Prompts):
     ) -> None:
         super().__init__(model, classes, context, features, temperature)
         hidden, out = max(1, width // 16), self.context.shape[1]
-        self.meta = nn.Sequential(_linear(width, hidden, generator), nn.ReLU(), _linear(hidden, out, generator))
+        meta = nn.Sequential(_linear(width, hidden, generator), nn.ReLU(), _linear(hidden, out, generator))
+        self.meta = meta.to(self.device)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of unit vectors, (B, D) -> (B, K)."""
@@ -155,7 +157,7 @@ def train_prompts(
         If the loss stops being finite.
     """
     rate, epochs, batch = steps
-    x, y = torch.from_numpy(images), torch.from_numpy(labels)
+    x, y = (torch.from_numpy(array).to(prompts.device) for array in (images, labels))
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.SGD(prompts.parameters(), lr=rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     cosine = [rate * (1 + np.cos(np.pi * epoch / epochs)) / 2 for epoch in range(epochs)]
@@ -163,14 +165,14 @@ def train_prompts(
     with one_thread():
         for epoch in range(epochs):
             optimizer.param_groups[0]["lr"] = WARM_UP_RATE if epoch == 0 and epochs > 1 else cosine[epoch]
-            total = 0.0
+            total = torch.zeros((), dtype=torch.float64, device=prompts.device)
             for rows in torch.split(torch.randperm(len(y), generator=generator), batch):
                 loss = F.cross_entropy(prompts(x[rows]), y[rows])
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-                total += float(loss.detach()) * len(rows)
-            mean = total / len(y)
+                total += loss.detach() * len(rows)
+            mean = float(total) / len(y)
             if not np.isfinite(mean):
                 raise ConfigError(f"The loss of the prompts is {mean}.", "Lower the learning rate of [baselines].")
     return mean
@@ -181,8 +183,8 @@ def predict(prompts: Prompts, images: NDArray[np.float32]) -> NDArray[np.float64
     """Probabilities of unit vectors, (m, D) -> (m, K)."""
     with one_thread():
         together = IMAGES_TOGETHER if isinstance(prompts, ConditionalPrompts) else max(1, len(images))
-        logits = [prompts(part) for part in torch.split(torch.from_numpy(images), together)]
-    found: NDArray[np.float64] = torch.cat(logits).double().softmax(dim=1).numpy()
+        logits = [prompts(part) for part in torch.split(torch.from_numpy(images).to(prompts.device), together)]
+    found: NDArray[np.float64] = torch.cat(logits).cpu().double().softmax(dim=1).numpy()
     return found
 
 

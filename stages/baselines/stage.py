@@ -123,7 +123,7 @@ class Baselines:
 
         s, names = self.settings, [readable(name) for name in self.context.classes]
         images, shown = (self._vectors(data, rows).astype(np.float32) for rows in (subset, test))
-        start = (_model(s.model), names, s.context, s.features, s.temperature)
+        start = (_model(s.model, data.device), names, s.context, s.features, s.temperature)
         labels = class_indices(data, subset, self.context.classes)
         if cell.method == "coop":
             learner = prompts.Prompts(*start)
@@ -133,13 +133,14 @@ class Baselines:
             learner = prompts.ConditionalPrompts(*start, width=images.shape[1], generator=generator)
             steps = prompts.Steps(s.cocoop_rate, s.cocoop_epochs, 1)
         loss = prompts.train_prompts(learner, images, labels, steps, cell.seed)
-        save_file({k: v.detach().contiguous() for k, v in learner.named_parameters()}, out / "prompts.safetensors")
+        learned = {name: value.detach().cpu().contiguous() for name, value in learner.named_parameters()}
+        save_file(learned, out / "prompts.safetensors")
         return prompts.predict(learner, shown), {"loss": loss, "epochs": float(steps.epochs)}
 
 
 @lru_cache(maxsize=1)
-def _model(name: str) -> ClipModel:
-    """Load a model once a process; texts are encoded in float32 on the CPU."""
+def _model(name: str, device: str) -> ClipModel:
+    """Load a model once a process; texts are encoded in float32."""
     from stages.models.clip import load_clip
 
-    return load_clip(name, "cpu", "float32")
+    return load_clip(name, device, "float32")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,7 +19,9 @@ from manifests.types import (
     UnitResult,
     expect_array,
 )
-from stages.base import StageContext, ahead, empty_arrays, status_array
+from stages.base import StageContext, empty_arrays, status_array
+from stages.batches import Batches
+from stages.canary import canary_image
 from stages.embeddings.settings import EmbeddingsSettings
 from stages.models.card import ACTIVATION_BYTES, feature_dims, model_card, token_grid
 from stages.models.weights import WeightsFolder
@@ -52,6 +52,7 @@ class Embeddings:
         self.settings = settings
         self.context = context
         self.model: ClipModel | None = None
+        self.batches = Batches(context.batch_items)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -115,14 +116,18 @@ class Embeddings:
             return
         self.model = load_clip(s.model, device, s.precision, compiled=self.context.compiled)
 
+    def canary(self) -> NDArray[np.float32] | None:
+        """What the loaded image tower makes of the canary, (D,); None where no tower is needed."""
+        if self.model is None:
+            return None
+        encoding = self.model.encode_image([canary_image()], self.settings.features, tokens=False)
+        return np.asarray(encoding.vectors[0])
+
     def process(self, rows: Sequence[ImageRow], source: ImageSource, upstream: Mapping[str, ChunkArrays]) -> UnitResult:
         """Embed one chunk, a batch at a time; each view is one pass, and pooled views share that of `original`."""
         masks, tokens = upstream["masks"], upstream["tokens"] if self.settings.tokens else None
         expect_array("masks.shape", masks["shape"], (len(rows), len(SHAPE)), "float32")
         arrays = empty_arrays(self.outputs(), len(rows))
-        items: list[ItemOutcome] = []
-        seconds: Counter[str] = Counter()
-        size = self.context.batch_items
         shuffled = any("shuffled" in view for view in self.settings.views)
         reader = MaskedReader(rows, source, masks, self.settings.canvas_px, self._needs_source, shuffled)
         usable = masks["status"].copy()
@@ -130,23 +135,17 @@ class Embeddings:
             usable[tokens["status"] == Status.FAILED] = Status.FAILED
 
         def read(start: int) -> tuple[list[MaskedCanvas | None], list[ItemOutcome]]:
-            return reader.read(start, size, usable)
+            return reader.read(start, self.context.batch_items, usable)
 
-        began = time.perf_counter()
-        for shown, outcomes in ahead(read, range(0, len(rows), size)):
-            waited = time.perf_counter()
-            ready = [c for c in shown if c is not None]
-            if ready:
-                at = [c.position for c in ready]
-                kept = None if tokens is None else {name: tokens[name][at] for name in ("tokens", "image")}
-                self._encode(ready, arrays, kept)
-                arrays["shape"][at] = masks["shape"][at]
-            first = len(items)
-            items += [judge(outcome, arrays, first + i) for i, outcome in enumerate(outcomes)]
-            seconds.update({"read": waited - began, "encode": time.perf_counter() - waited})
-            began = time.perf_counter()
+        def encode(ready: Mapping[int, MaskedCanvas]) -> None:
+            at = list(ready)
+            kept = None if tokens is None else {name: tokens[name][at] for name in ("tokens", "image")}
+            self._encode(list(ready.values()), arrays, kept)
+            arrays["shape"][at] = masks["shape"][at]
+
+        items, seconds = self.batches.run(len(rows), read, encode, lambda outcome, at: judge(outcome, arrays, at))
         arrays["status"] = status_array(items)
-        return UnitResult(arrays, tuple(items), dict(seconds))
+        return UnitResult(arrays, tuple(items), seconds)
 
     @property
     def _needs_source(self) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,7 +10,9 @@ from numpy.typing import NDArray
 
 from manifests.readers import ImageSource
 from manifests.types import ArraySpec, ChunkArrays, ImageRow, ItemOutcome, StageIdentity, UnitResult
-from stages.base import StageContext, ahead, empty_arrays, read_each, status_array
+from stages.base import StageContext, empty_arrays, read_each, status_array
+from stages.batches import Batches
+from stages.canary import canary_image
 from stages.embeddings.settings import TokensSettings
 from stages.images import Placement, letterbox
 from stages.models.card import ACTIVATION_BYTES, feature_dims, model_card, token_grid
@@ -41,6 +41,7 @@ class Tokens:
         self.settings = settings
         self.context = context
         self.model: ClipModel | None = None
+        self.batches = Batches(context.batch_items)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -85,31 +86,29 @@ class Tokens:
 
         self.model = load_clip(self.settings.model, device, self.settings.precision, compiled=self.context.compiled)
 
+    def canary(self) -> NDArray[np.float32] | None:
+        """What the loaded image tower makes of the canary, (D,)."""
+        if self.model is None:
+            return None
+        encoding = self.model.encode_image([canary_image()], self.settings.features, tokens=False)
+        return np.asarray(encoding.vectors[0])
+
     def process(self, rows: Sequence[ImageRow], source: ImageSource, upstream: Mapping[str, ChunkArrays]) -> UnitResult:  # noqa: ARG002  it has no inputs
         """Encode one chunk, a batch at a time."""
-        s, size = self.settings, self.context.batch_items
-        if self.model is None:
+        s, size, model = self.settings, self.context.batch_items, self.model
+        if model is None:
             raise RuntimeError("load() comes before process()")
         arrays = empty_arrays(self.outputs(), len(rows))
-        items: list[ItemOutcome] = []
-        seconds: Counter[str] = Counter()
 
         def read(start: int) -> tuple[list[tuple[NDArray[np.uint8], Placement] | None], list[ItemOutcome]]:
             return read_each(rows[start : start + size], lambda row: letterbox(source.read(row), s.canvas_px))
 
-        began = time.perf_counter()
-        for shown, outcomes in ahead(read, range(0, len(rows), size)):
-            waited = time.perf_counter()
-            ready = {len(items) + i: canvas for i, canvas in enumerate(shown) if canvas is not None}
-            if ready:
-                at = list(ready)
-                images = [c[model_box(p, s.canvas_px, s.resize).slices] for c, p in ready.values()]
-                encoding = self.model.encode_image(images, s.features, tokens=True)
-                arrays["tokens"][at] = np.asarray(encoding.tokens)
-                arrays["image"][at] = np.asarray(encoding.vectors)
-            first = len(items)
-            items += [judge(outcome, arrays, first + i) for i, outcome in enumerate(outcomes)]
-            seconds.update({"read": waited - began, "encode": time.perf_counter() - waited})
-            began = time.perf_counter()
+        def encode(ready: Mapping[int, tuple[NDArray[np.uint8], Placement]]) -> None:
+            images = [c[model_box(p, s.canvas_px, s.resize).slices] for c, p in ready.values()]
+            encoding = model.encode_image(images, s.features, tokens=True)
+            arrays["tokens"][list(ready)] = np.asarray(encoding.tokens)
+            arrays["image"][list(ready)] = np.asarray(encoding.vectors)
+
+        items, seconds = self.batches.run(len(rows), read, encode, lambda outcome, at: judge(outcome, arrays, at))
         arrays["status"] = status_array(items)
-        return UnitResult(arrays, tuple(items), dict(seconds))
+        return UnitResult(arrays, tuple(items), seconds)

@@ -146,6 +146,9 @@ class Masks:
 
             self.ranker = Ranker(self.settings, device)
 
+    def canary(self) -> None:
+        """None: there is no model."""
+
     def process(self, rows: Sequence[ImageRow], source: ImageSource, upstream: Mapping[str, ChunkArrays]) -> UnitResult:
         """Compute one chunk; an image that cannot be read, or failed upstream, is a failed row.
 

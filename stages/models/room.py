@@ -36,27 +36,12 @@ def in_parts_that_fit(forward: Callable[[Tensor], Any], batch: Tensor, bytes_eac
     batch : Tensor, (B, ...)
         B is at least 1.
     bytes_each : int
-        What an item is expected to take; where it takes more, a part is halved, quartered and so on.
+        What an item is expected to take; where it takes more, `stages.batches` halves the batch.
 
     Returns
     -------
     list[Any]
         What `forward` gave, in order; one entry if the whole batch fits.
-
-    Raises
-    ------
-    torch.OutOfMemoryError
-        If there is no room for a single item.
     """
     size = int(min(len(batch), most_that_fit(bytes_each, batch.device)))
-    return [result for part in torch.split(batch, size) for result in _halved(forward, part)]
-
-
-def _halved(forward: Callable[[Tensor], Any], batch: Tensor) -> list[Any]:
-    try:
-        return [forward(batch)]
-    except torch.OutOfMemoryError:
-        if len(batch) == 1:
-            raise
-    torch.cuda.empty_cache()
-    return [result for half in batch.tensor_split(2) for result in _halved(forward, half)]
+    return [forward(part) for part in torch.split(batch, size)]

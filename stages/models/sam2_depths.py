@@ -7,7 +7,7 @@ middle and late blocks and the neck. Those of SAM2 are this project's reading.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -15,8 +15,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stages.canary import canary_image
 from stages.models.clip import resize
 from stages.models.sam2 import Segmenter
+
+CANARY_GRID: Final = 4
 
 
 @torch.inference_mode()
@@ -64,6 +67,12 @@ def encode_depths(model: Segmenter, images: Sequence[NDArray[np.uint8]], grid: i
         for hook in hooks:
             hook.remove()
     return [np.concatenate(depth) for depth in zip(*found, strict=True)]
+
+
+def encode_canary(model: Segmenter) -> NDArray[np.float32]:
+    """The canary's features at all depths on a coarse grid, each depth of length 1, joined; (D,)."""
+    depths = [depth[0].astype(np.float32).ravel() for depth in encode_depths(model, [canary_image()], CANARY_GRID)]
+    return np.concatenate([depth / np.linalg.norm(depth) for depth in depths])
 
 
 def _channels_first(out: Any) -> Tensor:

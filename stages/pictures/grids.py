@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,7 +10,8 @@ from numpy.typing import NDArray
 
 from manifests.readers import ImageSource
 from manifests.types import ArraySpec, ChunkArrays, ImageRow, ItemOutcome, StageIdentity, Status, UnitResult
-from stages.base import StageContext, ahead, empty_arrays, read_each, status_array
+from stages.base import StageContext, empty_arrays, read_each, status_array
+from stages.batches import Batches
 from stages.images import letterbox
 from stages.models.sam2_card import ENCODER_BYTES_PER_PIXEL, depth_channels, sam2_entry, segmenter_card
 from stages.models.weights import WeightsFolder
@@ -41,6 +40,7 @@ class Grids:
         self.settings = settings
         self.context = context
         self.model: Segmenter | None = None
+        self.batches = Batches(context.batch_items)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -91,16 +91,20 @@ class Grids:
 
         self.model = load_segmenter(self.settings.model, device, self.settings.precision)
 
+    def canary(self) -> NDArray[np.float32] | None:
+        """What the loaded encoder makes of the canary, its depths joined."""
+        from stages.models.sam2_depths import encode_canary
+
+        return None if self.model is None else encode_canary(self.model)
+
     def process(self, rows: Sequence[ImageRow], source: ImageSource, upstream: Mapping[str, ChunkArrays]) -> UnitResult:  # noqa: ARG002  it has no inputs
         """Encode one chunk, a batch at a time."""
         from stages.models.sam2_depths import encode_depths
 
-        if self.model is None:
+        s, size, model = self.settings, self.context.batch_items, self.model
+        if model is None:
             raise RuntimeError("load() comes before process()")
-        s, size = self.settings, self.context.batch_items
         arrays = empty_arrays(self.outputs(), len(rows))
-        items: list[ItemOutcome] = []
-        seconds: Counter[str] = Counter()
 
         def seen(row: ImageRow) -> NDArray[np.uint8]:
             canvas, placement = letterbox(source.read(row), s.canvas_px)
@@ -110,19 +114,13 @@ class Grids:
         def read(start: int) -> tuple[list[NDArray[np.uint8] | None], list[ItemOutcome]]:
             return read_each(rows[start : start + size], seen)
 
-        began = time.perf_counter()
-        for shown, outcomes in ahead(read, range(0, len(rows), size)):
-            waited = time.perf_counter()
-            ready = {len(items) + i: image for i, image in enumerate(shown) if image is not None}
-            first = len(items)
-            if ready:
-                for i, depth in enumerate(encode_depths(self.model, list(ready.values()), s.grid)):
-                    arrays[f"depth{i}"][list(ready)] = depth
-            items += [self._judged(outcome, arrays, first + i) for i, outcome in enumerate(outcomes)]
-            seconds.update({"read": waited - began, "encode": time.perf_counter() - waited})
-            began = time.perf_counter()
+        def encode(ready: Mapping[int, NDArray[np.uint8]]) -> None:
+            for i, depth in enumerate(encode_depths(model, list(ready.values()), s.grid)):
+                arrays[f"depth{i}"][list(ready)] = depth
+
+        items, seconds = self.batches.run(len(rows), read, encode, lambda o, at: self._judged(o, arrays, at))
         arrays["status"] = status_array(items)
-        return UnitResult(arrays, tuple(items), dict(seconds))
+        return UnitResult(arrays, tuple(items), seconds)
 
     def _judged(self, outcome: ItemOutcome, arrays: Mapping[str, NDArray[Any]], at: int) -> ItemOutcome:
         """An image whose features are not finite is a failed row that holds NaN."""

@@ -67,6 +67,9 @@ class Pictures:
     def load(self, device: str) -> None:
         """Nothing to load."""
 
+    def canary(self) -> None:
+        """None: there is no model."""
+
     def process(self, rows: Sequence[ImageRow], source: ImageSource, upstream: Mapping[str, ChunkArrays]) -> UnitResult:
         """Compose and resize one chunk, a batch at a time."""
         import torch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from manifests.readers import BYTES_PER_PIXEL, MAX_PIXELS, ImageSource
 from manifests.types import ArraySpec, ChunkArrays, ImageRow, ItemOutcome, StageIdentity, UnitResult
-from stages.base import StageContext, ahead, empty_arrays, read_each, status_array
+from stages.base import StageContext, empty_arrays, read_each, status_array
+from stages.batches import Batches
 from stages.images import Placement, letterbox
 from stages.models.sam2_card import DECODER_BYTES, ENCODER_BYTES_PER_PIXEL, mask_source, segmenter_card
 from stages.models.weights import WeightsFolder
@@ -44,6 +45,7 @@ class Proposals:
         self.settings = settings
         self.context = context
         self.proposer: Proposer | TextProposer | None = None
+        self.batches = Batches(context.batch_items)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -110,23 +112,32 @@ class Proposals:
         model = load_segmenter(s.model, device, s.precision, compiled=self.context.compiled)
         self.proposer = Proposer(model, s)
 
+    def canary(self) -> NDArray[np.float32] | None:
+        """What the loaded encoder makes of the canary, its depths joined; None for a segmenter that reads texts."""
+        from stages.models.sam2 import Segmenter
+        from stages.models.sam2_depths import encode_canary
+
+        model = getattr(self.proposer, "model", None)
+        return encode_canary(model) if isinstance(model, Segmenter) else None
+
     def process(self, rows: Sequence[ImageRow], source: ImageSource, upstream: Mapping[str, ChunkArrays]) -> UnitResult:  # noqa: ARG002
         """Propose masks for one chunk, a batch at a time; no candidate at all is a valid result."""
         proposer = self._loaded()
-        proposer.seconds.clear()
         arrays = empty_arrays(self.outputs(), len(rows))
-        outcomes: list[ItemOutcome] = []
         side, size = self.settings.canvas_px, self.context.batch_items
-        batches = (rows[start : start + size] for start in range(0, len(rows), size))
-        began, waited = time.perf_counter(), 0.0
-        for read, some in ahead(lambda b: read_each(b, lambda row: letterbox(source.read(row), side)), batches):
-            waited += time.perf_counter() - began
-            first = len(outcomes)
-            outcomes += some
-            _fill(arrays, proposer, {first + i: item for i, item in enumerate(read) if item is not None})
-            began = time.perf_counter()
+        parts: Counter[str] = Counter()
+
+        def read(start: int) -> tuple[list[tuple[NDArray[np.uint8], Placement] | None], list[ItemOutcome]]:
+            return read_each(rows[start : start + size], lambda row: letterbox(source.read(row), side))
+
+        def propose(ready: Mapping[int, tuple[NDArray[np.uint8], Placement]]) -> None:
+            proposer.seconds.clear()
+            _fill(arrays, proposer, ready)
+            parts.update(proposer.seconds)
+
+        outcomes, seconds = self.batches.run(len(rows), read, propose)
         arrays["status"] = status_array(outcomes)
-        return UnitResult(arrays, tuple(outcomes), {"read": waited} | proposer.seconds)
+        return UnitResult(arrays, tuple(outcomes), {"read": seconds["read"]} | parts)
 
     def _loaded(self) -> Proposer | TextProposer:
         if self.proposer is None:
@@ -140,8 +151,6 @@ def _fill(
     ready: Mapping[int, tuple[NDArray[np.uint8], Placement]],
 ) -> None:
     """Write what is proposed for a batch of readable images into their rows."""
-    if not ready:
-        return
     canvases, placements = zip(*ready.values(), strict=True)
     for row, (candidates, fixed) in zip(ready, proposer.propose(canvases, placements), strict=True):
         arrays["candidates"][row, : len(candidates)] = candidates.packed.cpu()

@@ -29,7 +29,7 @@ from manifests.layout import DatasetPaths
 from pipeline import dask_cluster, runner
 from pipeline.cluster import Outcome, Stopping
 from pipeline.config import ClusterConfig
-from pipeline.dask_cluster import local_cluster
+from pipeline.dask_sites import local_cluster
 from pipeline.execute import UnitReport, UnitTask
 from pipeline.plan import PlannedUnit
 from pipeline.runner import Runner, RunOptions
@@ -333,7 +333,7 @@ LISTENERS = """
     import json, sys
     import psutil
     from pipeline.config import ClusterConfig
-    from pipeline.dask_cluster import local_cluster
+    from pipeline.dask_sites import local_cluster
 
     with local_cluster(ClusterConfig(), 2, sys.argv[1]):
         own = psutil.Process()

@@ -16,7 +16,8 @@ from manifests.layout import DatasetPaths
 from manifests.types import Status
 from pipeline import dask_cluster
 from pipeline.config import ClusterConfig
-from pipeline.dask_cluster import WorkerDiedError, local_cluster
+from pipeline.dask_cluster import WorkerDiedError
+from pipeline.dask_sites import local_cluster
 from pipeline.execute import UnitReport, UnitTask
 from pipeline.plan import PlannedUnit
 from tests.conftest import ROOT, Cli

@@ -1,0 +1,148 @@
+"""Dask's workers as jobs of a batch system, by dask-jobqueue."""
+
+from __future__ import annotations
+
+import logging
+import math
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+import dask
+import psutil
+from distributed import Client
+
+from manifests.errors import ConfigError
+from pipeline.cluster_config import ClusterConfig, JobSettings
+from pipeline.dask_cluster import UNITS_IN_FLIGHT, DaskCluster, Workforce
+from pipeline.dask_sites import LIBRARIES, ONE_DEATH, security_of
+from pipeline.logs import log
+from pipeline.worker import Prepare
+
+QUEUE_CLASSES: Final = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster", "sge": "SGECluster"}
+
+
+class Jobs(Workforce):
+    """Workers in jobs of a batch system, which may end at any time."""
+
+    elastic = True
+
+    def __init__(self, cluster: Any, hint: str) -> None:
+        super().__init__()
+        self._cluster, self.hint = cluster, hint
+
+    def look_after(self) -> None:
+        """Submit lost jobs again: Dask's adaptive scaling counts a job as there until it is scaled away."""
+        self._cluster.scale(len(self._cluster.worker_spec))
+
+
+@contextmanager
+def job_cluster(config: ClusterConfig, logs: Path, *, gpu: bool) -> Iterator[DaskCluster]:
+    """Start a scheduler here and workers as jobs of a batch system; cancel the jobs afterwards.
+
+    Parameters
+    ----------
+    config : ClusterConfig
+        The batch system and its jobs.
+    logs : Path
+        Folder for the jobs' own output; on a disk that all machines share.
+    gpu : bool
+        Whether workers take GPUs.
+
+    Raises
+    ------
+    ConfigError
+        If no interface is named, or dask-jobqueue is not installed.
+    RefusedError
+        If the batch system does not take a job.
+    """
+    settings = config.jobs_of(gpu=gpu)
+    most = max(1, math.ceil(config.workers / settings.workers)) if config.workers else settings.maximum
+    logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (
+        dask.config.set(ONE_DEATH),
+        _queue_class(config.kind)(**_job_arguments(config, settings, logs, gpu=gpu)) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        client.register_plugin(Prepare())
+        log.debug("job script:\n%s", cluster.job_script())
+        cluster.adapt(minimum_jobs=min(settings.minimum, most), maximum_jobs=most)
+        hint = f"Look at the queue, and at the jobs' output in {logs}."
+        yield DaskCluster(client, most * settings.workers, config.retries, Jobs(cluster, hint))
+
+
+def _queue_class(kind: str) -> Any:
+    try:
+        module = import_module("dask_jobqueue")
+    except ModuleNotFoundError:
+        fix = "Install it: pip install 'medfocus[jobs]'"
+        raise ConfigError(f"--cluster {kind} needs dask-jobqueue, which is not installed.", fix) from None
+    return getattr(module, QUEUE_CLASSES[kind])
+
+
+def _job_arguments(config: ClusterConfig, settings: JobSettings, logs: Path, *, gpu: bool) -> dict[str, Any]:
+    """What dask-jobqueue is told; keys that are left out come from the site's own jobqueue.yaml."""
+    _check_interface(settings.interface)
+    threads = [f"export {name}_NUM_THREADS={config.threads}" for name in LIBRARIES]
+    quiet = "export DASK_LOGGING__DISTRIBUTED=warning"
+    arguments: dict[str, Any] = {
+        "cores": settings.cores,
+        "memory": settings.memory,
+        "processes": settings.workers,
+        "walltime": settings.walltime.rpartition(":")[0] if config.kind == "lsf" else settings.walltime,
+        "interface": settings.interface,
+        "job_name": "medfocus-gpu" if gpu else "medfocus-cpu",
+        "job_script_prologue": [*threads, quiet, *settings.prologue],
+        "log_directory": str(logs),
+        "shared_temp_directory": str(logs),
+        "scheduler_options": {"interface": settings.interface, "dashboard_address": "127.0.0.1:0"},
+        "worker_extra_args": [
+            *("--nthreads", str(UNITS_IN_FLIGHT if gpu else 1)),
+            *("--lifetime", f"{settings.lifetime_s}s", "--lifetime-stagger", f"{settings.stagger_s}s"),
+            *("--dashboard-address", "127.0.0.1:0"),
+            *(("--resources", "GPU=1") if gpu else ()),
+        ],
+        "silence_logs": logging.CRITICAL,
+    }
+    if not config.insecure:
+        arguments["security"] = security_of(config) if config.tls.given else True
+    if settings.queue:
+        arguments["queue"] = settings.queue
+    if settings.account:
+        arguments["project" if config.kind in ("lsf", "sge") else "account"] = settings.account
+    if settings.local_directory:
+        arguments["local_directory"] = settings.local_directory
+    return arguments | _gpu_arguments(config.kind, settings)
+
+
+def _gpu_arguments(kind: str, settings: JobSettings) -> dict[str, Any]:
+    """How each batch system is asked for GPUs, and the site's own directives."""
+    own = list(settings.directives)
+    if not settings.gpus:
+        return {"job_extra_directives": own}
+    if kind == "pbs":
+        memory = settings.memory.replace(" ", "").lower()
+        spec = f"select=1:ncpus={settings.cores}:ngpus={settings.gpus}:mem={memory}"
+        return {"resource_spec": spec, "job_extra_directives": own}
+    asked = {"slurm": f"--gres=gpu:{settings.gpus}", "lsf": f'-gpu "num={settings.gpus}"'}
+    return {"job_extra_directives": [asked.get(kind, f"-l gpu={settings.gpus}"), *own]}
+
+
+def _check_interface(name: str) -> None:
+    """Refuse to listen anywhere but on a named interface of this machine."""
+    found = {
+        key: address.address
+        for key, addresses in psutil.net_if_addrs().items()
+        for address in addresses
+        if address.family == socket.AF_INET
+    }
+    if name not in found:
+        known = ", ".join(f"{key} ({address})" for key, address in sorted(found.items()))
+        what = f"{name!r}, which is not here" if name else "not given"
+        raise ConfigError(
+            f"cluster.jobs.interface is {what}: scheduler and workers listen on one interface alone.",
+            f"Name the one that the nodes reach; of this machine: {known}.",
+        )

@@ -1,0 +1,199 @@
+"""Dask's workers on this machine, or of a cluster that stands already."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import logging
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import dask
+from distributed import Client, LocalCluster, Security
+
+from manifests.errors import ConfigError, RefusedError
+from pipeline.cluster_config import ClusterConfig
+from pipeline.dask_cluster import UNITS_IN_FLIGHT, DaskCluster, Workforce
+from pipeline.worker import Prepare
+
+LIBRARIES: Final = ("OMP", "MKL", "OPENBLAS")
+ROLES: Final = ("client", "scheduler", "worker")
+CONNECT_S: Final = 30
+"""Patience with a scheduler that does not answer, in seconds."""
+ONE_DEATH: Final = {"distributed.scheduler.allowed-failures": 0}
+"""Dask tells of a worker's first death; `DaskCluster` counts, because it knows whose fault a death was."""
+
+
+@contextmanager
+def local_cluster(config: ClusterConfig, workers: int, scratch: str, *, gpu: bool = False) -> Iterator[DaskCluster]:
+    """Start worker processes on this machine, listening on the loopback interface alone; stop them afterwards.
+
+    Parameters
+    ----------
+    config : ClusterConfig
+        Threads and retries.
+    workers : int
+        Worker processes.
+    scratch : str
+        Folder for Dask's own temporary files.
+    gpu : bool
+        Each worker takes a GPU.
+    """
+    environment = {f"{name}_NUM_THREADS": str(config.threads) for name in LIBRARIES}
+    settings = {
+        **ONE_DEATH,
+        "distributed.nanny.pre-spawn-environ": environment,
+        # A site's own dask.yaml may name its cluster's scheduler, which is not this one.
+        "distributed.scheduler.contact-address": None,
+    }
+    workforce, nanny = Workforce(), logging.getLogger("distributed.nanny")
+    nanny.setLevel(logging.INFO)
+    nanny.propagate = False
+    nanny.addHandler(workforce.last_words)
+    try:
+        with (
+            dask.config.set(settings),
+            LocalCluster(
+                n_workers=workers,
+                threads_per_worker=UNITS_IN_FLIGHT if gpu else 1,
+                processes=True,
+                host="127.0.0.1",
+                dashboard_address="127.0.0.1:0",
+                local_directory=scratch,
+                silence_logs=logging.CRITICAL,
+                resources={"GPU": 1} if gpu else None,
+            ) as cluster,
+            Client(cluster) as client,
+        ):
+            client.register_plugin(Prepare())
+            yield DaskCluster(client, workers, config.retries, workforce)
+    finally:
+        nanny.removeHandler(workforce.last_words)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a cluster that stands already has to offer."""
+
+    workers: int
+    gpus: bool
+    """Whether a worker has the resource `GPU`."""
+
+
+class Visitors(Workforce):
+    """Workers of a cluster that others started; more may come."""
+
+    elastic = True
+    hint = "Start workers for this scheduler: dask worker ADDRESS --nthreads 1"
+
+
+def look_at_standing(config: ClusterConfig) -> Standing:
+    """Ask a cluster that stands already for its workers.
+
+    Raises
+    ------
+    ConfigError, RefusedError
+        As `standing_cluster`.
+    """
+    with _connect(config) as client:
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        return Standing(len(workers), any("GPU" in worker["resources"] for worker in workers))
+
+
+@contextmanager
+def standing_cluster(config: ClusterConfig) -> Iterator[DaskCluster]:
+    """Use a cluster that stands already, and leave it standing.
+
+    Parameters
+    ----------
+    config : ClusterConfig
+        Address or file of the scheduler; certificates.
+
+    Raises
+    ------
+    ConfigError
+        If a file cannot be used, or TLS is missing where the scheduler is on another machine.
+    RefusedError
+        If the scheduler does not answer, or does not accept this client.
+    """
+    with _connect(config) as client:
+        plugin = Prepare()
+        client.register_plugin(plugin)
+        try:
+            workers = config.workers or max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+            yield DaskCluster(client, workers, config.retries, Visitors())
+        finally:
+            with suppress(OSError, TimeoutError):
+                client.unregister_worker_plugin(plugin.name)
+
+
+@contextmanager
+def _connect(config: ClusterConfig) -> Iterator[Client]:
+    address = config.scheduler or _address_in(config.scheduler_file)
+    _check_encrypted(address, config)
+    security = security_of(config) if address.startswith("tls://") else None
+    try:
+        client = Client(address, security=security, timeout=CONNECT_S, set_as_default=False)
+    except (OSError, TimeoutError, TypeError, ValueError) as error:
+        raise RefusedError(
+            f"The scheduler at {address} cannot be used: {error}.",
+            "Is it running, reachable from here, and are the certificates of [cluster.tls] its own?",
+        ) from error
+    with client:
+        yield client
+
+
+def _address_in(file: Path | None) -> str:
+    if file is None:
+        raise ConfigError("No scheduler is named.", "Give --scheduler ADDRESS or --scheduler-file FILE.")
+    try:
+        return str(json.loads(file.read_text("utf-8"))["address"])
+    except OSError as error:
+        fix = "Start one: dask scheduler --scheduler-file FILE, on a disk that all machines share."
+        raise ConfigError(f"The scheduler file {file} cannot be read: {error.strerror}.", fix) from None
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{file} is no scheduler file.", "`dask scheduler --scheduler-file` writes one.") from None
+
+
+def _check_encrypted(address: str, config: ClusterConfig) -> None:
+    """Refuse to send work in the clear to another machine, unless that is asked for."""
+    if address.startswith("tls://"):
+        if not config.tls.given:
+            raise ConfigError(f"{address} wants certificates.", "Give [cluster.tls] ca, cert and key.")
+        return
+    host = urlsplit(address).hostname or ""
+    with suppress(OSError):
+        host = socket.gethostbyname(host)
+    try:
+        local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = False
+    if not (local or config.insecure):
+        raise ConfigError(
+            f"{address} is on another machine and not encrypted: whoever reaches it can run code as you.",
+            "Start the scheduler with TLS (docs/cluster.md), or accept the risk with --insecure.",
+        )
+
+
+def security_of(config: ClusterConfig) -> Security:
+    """Certificates for every role.
+
+    Raises
+    ------
+    ConfigError
+        If a file is not there, or others may read the key.
+    """
+    tls = config.tls
+    for name in ("ca", "cert", "key"):
+        file: Path = getattr(tls, name)
+        if not file.is_file():
+            raise ConfigError(f"cluster.tls.{name} = {str(file)!r} is no file.", "Correct [cluster.tls].")
+    if tls.key is not None and tls.key.stat().st_mode & 0o077:
+        raise ConfigError(f"Others may read the private key {tls.key}.", f"Run: chmod 600 {tls.key}")
+    files = {f"tls_{role}_{part}": str(getattr(tls, part)) for role in ROLES for part in ("cert", "key")}
+    return Security(tls_ca_file=str(tls.ca), require_encryption=True, **files)

@@ -1,0 +1,156 @@
+"""Batch scripts for Slurm: one job that drives the run, or an array of jobs that share it without a scheduler."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+from jinja2 import Environment, StrictUndefined
+
+from manifests.disk import write_atomic
+from manifests.errors import ConfigError, RefusedError
+from pipeline.cluster_config import ClusterConfig, JobSettings
+from pipeline.graph import MAP_STAGES
+
+SIGNAL_S: Final = 120
+"""Slurm tells a job so long before its walltime, or up to a minute earlier; where a job is short, a sixth of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One batch script."""
+
+    name: str
+    """Name of the job, and of its file."""
+    arguments: tuple[str, ...]
+    """What follows `pipeline run`."""
+    settings: JobSettings
+    folder: Path
+    """Where its script and its output go."""
+    parts: int = 1
+    """Tasks of the array; 1 is a job without one."""
+
+    @property
+    def signal_s(self) -> int:
+        """The signal comes so long before the walltime; units in flight may take three quarters of it."""
+        return min(SIGNAL_S, self.settings.walltime_s // 6)
+
+    def script(self, python: str = sys.executable) -> str:
+        """Text of the script; `python` runs the pipeline."""
+        template = (files("pipeline") / "templates" / "job.sbatch").read_text("utf-8")
+        command = [
+            python,
+            "-m",
+            "pipeline",
+            "run",
+            *self.arguments,
+            "--set",
+            f"cluster.grace_s={3 * self.signal_s // 4}",
+        ]
+        part = ' --part "$SLURM_ARRAY_TASK_ID/' + f'{self.parts}"' if self.parts > 1 else ""
+        environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701  a shell script
+        return environment.from_string(template).render(
+            job=self, settings=self.settings, command=shlex.join(command) + part
+        )
+
+
+def check_name(name: str) -> str:
+    """Return a job's name if Slurm and the file system take it.
+
+    Raises
+    ------
+    ConfigError
+        If it has other characters than letters, digits, `-` and `_`.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,60}", name):
+        raise ConfigError(f"{name!r} cannot be a job's name.", "Use letters, digits, '-' and '_'.")
+    return name
+
+
+def plan_jobs(
+    stages: Sequence[str], arguments: Sequence[str], config: ClusterConfig, parts: int, target: Path
+) -> tuple[Job, ...]:
+    """The jobs of several stages, each of which waits for the one before.
+
+    Parameters
+    ----------
+    stages : Sequence[str]
+        Stages in order.
+    arguments : Sequence[str]
+        What every `pipeline run` is given beside its stage.
+    config : ClusterConfig
+        `[cluster.jobs]` and `[cluster.cpu_jobs]` say what a job is; a job that only drives a batch system's workers is
+        one of the CPU.
+    parts : int
+        Tasks of the array of a stage whose units are chunks; other stages need all parts, so they are one job each.
+    target : Path
+        Folder of scripts and output, and the beginning of the jobs' names: `FOLDER/NAME`.
+
+    Returns
+    -------
+    tuple[Job, ...]
+        One a stage.
+
+    Raises
+    ------
+    ConfigError
+        If an array is to drive a batch system, or a name cannot be one.
+    """
+    if parts > 1 and (config.is_queue or config.stands):
+        raise ConfigError(
+            "An array shares the work without a scheduler, but the configuration names one.",
+            "Leave out --array, or --cluster and --scheduler.",
+        )
+    drives = config.is_queue or config.stands
+    settings = config.jobs_of(gpu=not drives)
+    if not (drives or settings.gpus or config.workers):
+        arguments = (*arguments, "--workers", str(settings.cores))
+    jobs = []
+    for stage in stages:
+        shared = parts if stage in (*MAP_STAGES, "one") else 1
+        name = check_name(f"{target.name}-{stage}")
+        jobs.append(Job(name, ("--stage", stage, *arguments), settings, target.parent, shared))
+    return tuple(jobs)
+
+
+def write_scripts(jobs: Sequence[Job]) -> Iterator[Path]:
+    """Write each job's script into its folder, and yield its path."""
+    for job in jobs:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        file = job.folder / f"{job.name}.sbatch"
+        write_atomic(file, job.script())
+        yield file
+
+
+def send(scripts: Sequence[Path]) -> list[str]:
+    """Submit scripts, each to start when the one before has succeeded; return the ids of the jobs.
+
+    Raises
+    ------
+    RefusedError
+        If Slurm is not here, or does not take one; the message says which jobs were taken.
+    """
+    ids: list[str] = []
+    for script in scripts:
+        after = [f"--dependency=afterok:{ids[-1]}", "--kill-on-invalid-dep=yes"] if ids else []
+        try:
+            done = subprocess.run(
+                ["sbatch", "--parsable", *after, str(script)], capture_output=True, text=True, check=True, timeout=120
+            )
+        except FileNotFoundError:
+            raise RefusedError("There is no sbatch here.", "Submit from a machine of the cluster.") from None
+        except subprocess.SubprocessError as error:
+            said = (getattr(error, "stderr", "") or str(error)).strip()
+            taken = f" Submitted before: {', '.join(ids)}." if ids else ""
+            raise RefusedError(
+                f"sbatch does not take {script.name}: {said}.{taken}", "Correct [cluster.jobs]."
+            ) from None
+        ids.append(done.stdout.strip().partition(";")[0])
+    return ids

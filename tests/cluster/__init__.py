@@ -1,0 +1,1 @@
+"""Tests against a real Slurm of one node, started here on loopback."""
