@@ -186,7 +186,8 @@ class DaskCluster:
     def _settled(self, flying: dict[Any, _Attempt]) -> Iterator[Outcome]:
         """Wait a little; yield what ended for good, and start anew what a worker's end took with it."""
         try:
-            done = list(wait(list(flying), timeout=POLL_S, return_when="FIRST_COMPLETED").done)
+            with self._client.as_current():
+                done = list(wait(list(flying), timeout=POLL_S, return_when="FIRST_COMPLETED").done)
         except WaitTimeoutError:
             done = []
         for future in done:

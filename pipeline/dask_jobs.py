@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -13,9 +14,9 @@ from typing import Any, Final
 
 import dask
 import psutil
-from distributed import Client
+from distributed import Client, Status
 
-from manifests.errors import ConfigError
+from manifests.errors import ConfigError, RefusedError
 from pipeline.cluster_config import ClusterConfig, JobSettings
 from pipeline.dask_cluster import UNITS_IN_FLIGHT, DaskCluster, Workforce
 from pipeline.dask_sites import LIBRARIES, ONE_DEATH, security_of
@@ -25,18 +26,64 @@ from pipeline.worker import Prepare
 QUEUE_CLASSES: Final = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster", "sge": "SGECluster"}
 
 
+LOST_S: Final = 15.0
+"""A job is lost if its workers are gone for so long, in seconds; a process that died comes back sooner."""
+
+
+class Submissions:
+    """What the batch system made of the jobs that it was given."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+        """Jobs that it took."""
+        self.refusal = ""
+        """What it last said to one that it did not take."""
+
+
 class Jobs(Workforce):
     """Workers in jobs of a batch system, which may end at any time."""
 
     elastic = True
 
-    def __init__(self, cluster: Any, hint: str) -> None:
+    def __init__(self, cluster: Any, submissions: Submissions, hint: str) -> None:
         super().__init__()
-        self._cluster, self.hint = cluster, hint
+        self._cluster, self._submissions, self._hint = cluster, submissions, hint
+        self._seen: dict[str, float] = {}
+
+    @property
+    def hint(self) -> str:  # type: ignore[override]
+        """Where to look, and what the batch system last refused."""
+        said = f" Last refused: {self._submissions.refusal}." if self._submissions.refusal else ""
+        return f"{self._hint}{said}"
 
     def look_after(self) -> None:
-        """Submit lost jobs again: Dask's adaptive scaling counts a job as there until it is scaled away."""
-        self._cluster.scale(len(self._cluster.worker_spec))
+        """Submit lost and refused jobs again: Dask's adaptive scaling counts a job as there until it is scaled away.
+
+        Raises
+        ------
+        RefusedError
+            If the batch system has not taken any job so far.
+        """
+        if self._submissions.refusal and not self._submissions.taken:
+            raise RefusedError(
+                f"The batch system does not take the workers' jobs: {self._submissions.refusal}.",
+                "Correct [cluster.jobs].",
+            )
+        self._cluster.sync(self._replace)
+
+    async def _replace(self) -> None:
+        """In the cluster's own thread: forget jobs that are gone, and ask for as many as before."""
+        now, cluster = time.monotonic(), self._cluster
+        connected = {worker["name"] for worker in cluster.scheduler_info["workers"].values()}
+        for name, job in list(cluster.workers.items()):
+            names = {f"{name}{suffix}" for suffix in cluster.worker_spec.get(name, {}).get("group", [""])}
+            if names & connected:
+                self._seen[name] = now
+            elif job.job_id is None or now - self._seen.get(name, now) >= LOST_S:
+                self._seen.pop(name, None)
+                del cluster.workers[name]
+                await job.close()
+        cluster.scale(jobs=len(cluster.worker_spec))
 
 
 @contextmanager
@@ -62,16 +109,19 @@ def job_cluster(config: ClusterConfig, logs: Path, *, gpu: bool) -> Iterator[Das
     settings = config.jobs_of(gpu=gpu)
     most = max(1, math.ceil(config.workers / settings.workers)) if config.workers else settings.maximum
     logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+    submissions, queue_class = Submissions(), _queue_class(config.kind)
     with (
         dask.config.set(ONE_DEATH),
-        _queue_class(config.kind)(**_job_arguments(config, settings, logs, gpu=gpu)) as cluster,
+        queue_class(
+            job_cls=_noting(queue_class.job_cls, submissions), **_job_arguments(config, settings, logs, gpu=gpu)
+        ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         client.register_plugin(Prepare())
         log.debug("job script:\n%s", cluster.job_script())
         cluster.adapt(minimum_jobs=min(settings.minimum, most), maximum_jobs=most)
         hint = f"Look at the queue, and at the jobs' output in {logs}."
-        yield DaskCluster(client, most * settings.workers, config.retries, Jobs(cluster, hint))
+        yield DaskCluster(client, most * settings.workers, config.retries, Jobs(cluster, submissions, hint))
 
 
 def _queue_class(kind: str) -> Any:
@@ -81,6 +131,22 @@ def _queue_class(kind: str) -> Any:
         fix = "Install it: pip install 'medfocus[jobs]'"
         raise ConfigError(f"--cluster {kind} needs dask-jobqueue, which is not installed.", fix) from None
     return getattr(module, QUEUE_CLASSES[kind])
+
+
+def _noting(job_class: Any, submissions: Submissions) -> Any:
+    """The batch system's class of jobs; that one is not taken is noted, and is no error that nobody would catch."""
+
+    class Noting(job_class):  # type: ignore[misc]  # dask_jobqueue has no types
+        async def start(self) -> None:
+            try:
+                await super().start()
+                submissions.taken += 1
+            except (OSError, RuntimeError, ValueError) as error:
+                submissions.refusal = "; ".join(str(error).rpartition("stderr:\n")[2].strip().splitlines())
+                log.debug("no job: %s", error)
+                self.status = Status.running
+
+    return Noting
 
 
 def _job_arguments(config: ClusterConfig, settings: JobSettings, logs: Path, *, gpu: bool) -> dict[str, Any]:

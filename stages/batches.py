@@ -68,7 +68,7 @@ class Batches:
             if self._fits({position: ready[position] for position in part}, compute):
                 left = left[len(part) :]
             elif len(part) > 1:
-                self.size = len(part) // 2
+                self.size = min(self.size, len(part) // 2)
             else:
                 lost.update(part)
                 left = left[1:]

@@ -10,6 +10,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.models.registry import Features
+
 SIDE_PX: Final = 256
 TOLERANCE: Final = {"float32": 2e-3, "bfloat16": 5e-2}
 """Largest distance of two processes' vectors, relative to their length, by precision.
@@ -43,7 +45,7 @@ def distance(vector: NDArray[np.float32], reference: NDArray[np.float32]) -> flo
 class Known:
     """What a model makes of the canary, as it was recorded when the model was added to this package."""
 
-    features: str
+    features: Features
     vector: NDArray[np.float32]
 
 

@@ -26,7 +26,7 @@ from manifests.drops import load_drops
 from manifests.ingest import IngestOptions, ingest
 from manifests.integrity import gc, verify
 from manifests.layout import DatasetPaths
-from pipeline import dask_cluster, runner
+from pipeline import dask_cluster
 from pipeline.cluster import Outcome, Stopping
 from pipeline.config import ClusterConfig
 from pipeline.dask_sites import local_cluster
@@ -504,10 +504,10 @@ def test_tasks_carry_names_and_numbers_never_arrays_or_weights(
     recorder = Recorder()
 
     @contextmanager
-    def recording(*_: object) -> Iterator[Recorder]:
+    def recording(*_: object, **__: object) -> Iterator[Recorder]:
         yield recorder
 
-    monkeypatch.setattr(runner, "open_cluster", recording)
+    monkeypatch.setattr("pipeline.cluster.open_cluster", recording)
     workspace = ingested(tmp_path, phantom_folder)
     Runner(workspace.paths, workspace.config, RunOptions()).run()
     complete(workspace, "masks[supplied]", "masks[none]", "embeddings[supplied]", "embeddings[none]", "texts")

@@ -184,21 +184,6 @@ def test_altered_heads_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         Converted("lite0-minilm", WeightsFolder(tmp_path / "empty"))
 
 
-def test_batch_that_does_not_fit_is_halved(lite0: ClipModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = lite0.encode_image(IMAGES, "trunk", tokens=False).vectors
-    tower, sizes = lite0._image, []
-
-    def small(pixels: Tensor, _bias: None) -> Any:
-        sizes.append(len(pixels))
-        if len(pixels) > 3:
-            raise torch.OutOfMemoryError("no room")
-        return tower(pixels)
-
-    monkeypatch.setattr(lite0, "_image", small)
-    torch.testing.assert_close(lite0.encode_image(IMAGES, "trunk", tokens=False).vectors, expected, atol=1e-4, rtol=0)
-    assert sizes == [8, 4, 2, 2, 4, 2, 2]
-
-
 def test_batch_is_cut_to_free_memory_beforehand(lite0: ClipModel, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = lite0.encode_image(IMAGES, "trunk", tokens=False).vectors
     tower, sizes = lite0._image, []

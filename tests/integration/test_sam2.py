@@ -238,23 +238,6 @@ def test_checkpoint_in_the_format_of_meta_is_added_and_loaded(tmp_path, monkeypa
     assert bool(logits.isfinite().all())
 
 
-def test_images_that_do_not_fit_are_encoded_in_halves(tiny, monkeypatch) -> None:
-    images = torch.from_numpy(np.stack([noise(n, TINY_PX) for n in range(6)]))
-    expected, sizes, encode = tiny.encode(images).maps, [], tiny._encode
-
-    def small(pixels: torch.Tensor) -> dict:
-        sizes.append(len(pixels))
-        if len(pixels) > 2:
-            raise torch.OutOfMemoryError("no room")
-        return encode(pixels)
-
-    monkeypatch.setattr(tiny, "_encode", small)
-    monkeypatch.setattr(torch, "split", lambda batch, size: (batch,))
-    for found, map_ in zip(tiny.encode(images).maps, expected, strict=True):
-        torch.testing.assert_close(found, map_, atol=1e-4, rtol=1e-4)
-    assert sizes == [6, 3, 2, 1, 3, 2, 1]
-
-
 @pytest.mark.slow
 def test_compiled_encoder_gives_the_same_features(tiny) -> None:
     compiled = load_segmenter("sam2-tiny-untrained", "cpu", compiled=True)

@@ -1,0 +1,101 @@
+"""`pipeline submit --send`: arrays, drivers that are told to stop, and walltimes that are shorter than the run."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cluster.conftest import Digests, NewStudy
+from tests.cluster.studies import LIMIT_S, Study, keys_in, sets, stage_of, until
+from tests.conftest import Cli
+
+pytestmark = pytest.mark.slow
+
+MASKS = ("--stage", "masks")
+ARRAY = 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_walltime(new_study: NewStudy) -> Iterator[tuple[Study, str]]:
+    """A job that is shorter than its run; begun before the tests of this file, because it mostly waits."""
+    study = new_study(slow_s=10)
+    (job,) = study.submit(*MASKS, *sets(walltime='"00:01:00"', margin_s=30))
+    yield study, job
+    study.end()
+
+
+def test_array_without_a_scheduler_is_followed_by_a_job(new_study: NewStudy, undisturbed: Digests) -> None:
+    study = new_study()
+    array, after = study.submit("--stage", "one", "--stage", "two", "--array", ARRAY, *sets())
+    ended = study.slurm.wait([array, after], LIMIT_S)
+    assert ended == {**{f"{array}_{task}": "COMPLETED" for task in range(1, ARRAY + 1)}, after: "COMPLETED"}
+    study.check(undisturbed)
+    jobs = study.jobs()
+    assert len({event["pid"] for event in study.events() if "embeddings" in str(event.get("unit"))}) == ARRAY
+    # Times are of the form 2026-01-31T12:00:00, and sort as text.
+    assert jobs[after]["StartTime"] >= max(jobs[f"{array}_{task}"]["EndTime"] for task in range(1, ARRAY + 1))
+
+
+def test_driver_that_is_told_to_stop_goes_on_in_the_same_job(new_study: NewStudy, undisturbed: Digests) -> None:
+    study = new_study(slow_s=2)
+    (job,) = study.submit("--cluster", "slurm", *MASKS, *sets(maximum=1))
+    until(lambda: study.committed() > 0, "a unit is committed")
+    scancel(study, "--signal=USR1", "--batch", job)
+    until(lambda: study.slurm.restarts(job) == 1, "the job put itself back into the queue")
+    assert keys_in(study.folder) == []
+    before = study.committed()
+    assert before < len(stage_of(undisturbed, "masks"))
+    until(lambda: study.committed() > before, "the job goes on")
+    subprocess.run(["scontrol", "requeue", job], check=True, env=study.slurm.environment(), timeout=60)
+    until(lambda: study.slurm.restarts(job) == 2, "the job is put back into the queue")
+    assert study.slurm.wait(job, LIMIT_S) == {job: "COMPLETED"}
+    study.check(stage_of(undisturbed, "masks"))
+    assert len(study.jobs()) >= 1 + 3, "each driver submits workers"
+
+
+def test_cancelled_driver_takes_its_jobs_along_and_is_submitted_anew(new_study: NewStudy, undisturbed: Digests) -> None:
+    study = new_study(slow_s=2)
+    (job,) = study.submit("--cluster", "slurm", *MASKS, *sets(maximum=1))
+    until(lambda: study.committed() > 0, "a unit is committed")
+    scancel(study, job)
+    assert study.slurm.wait(job) == {job: "CANCELLED"}
+    until(lambda: not study.left(), "the workers' jobs have ended too")
+    assert study.committed() < len(stage_of(undisturbed, "masks"))
+    (job,) = study.submit("--cluster", "slurm", *MASKS, *sets(maximum=1))
+    assert study.slurm.wait(job, LIMIT_S) == {job: "COMPLETED"}
+    study.check(stage_of(undisturbed, "masks"))
+
+
+def test_array_under_a_batch_system_is_refused(cli: Cli, new_study: NewStudy) -> None:
+    study = new_study()
+    done = cli("submit", "--array", 2, "--cluster", "slurm", "--workdir", study.work, "--out", study.folder, *sets())
+    assert done.code == 2
+    assert "An array shares the work without a scheduler" in done.err
+    assert list(study.folder.glob("*.sbatch")) == []
+
+
+def test_queue_that_is_not_there_is_told_in_the_words_of_sbatch(cli: Cli, new_study: NewStudy) -> None:
+    study = new_study()
+    job = ("submit", "--send", "--workdir", study.work, "--out", study.folder, *MASKS, *sets(queue="nowhere"))
+    done = cli(*job, env=study.environment())
+    assert done.code == 4
+    assert "Invalid partition name" in done.err
+    assert len(done.err.splitlines()) == 2
+
+
+def test_run_longer_than_its_walltime_is_finished_by_requeues_alone(
+    short_walltime: tuple[Study, str], undisturbed: Digests
+) -> None:
+    study, job = short_walltime
+    assert study.slurm.wait(job, LIMIT_S) == {job: "COMPLETED"}
+    assert study.slurm.restarts(job) >= 2
+    study.check(stage_of(undisturbed, "masks"))
+    units = [event["unit"] for event in study.events() if event["event"] == "committed"]
+    assert len(units) == len(set(units)) == len(stage_of(undisturbed, "masks"))
+
+
+def scancel(study: Study, *arguments: str) -> None:
+    """Cancel or signal a job."""
+    subprocess.run(["scancel", *arguments], check=True, env=study.slurm.environment(), timeout=60)

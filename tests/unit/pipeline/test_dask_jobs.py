@@ -1,0 +1,257 @@
+"""What batch systems are asked for: the scripts that dask-jobqueue submits, taken by programs that stand for theirs."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import dask
+import pytest
+
+from manifests.errors import ConfigError, RefusedError
+from pipeline.cluster_config import ClusterConfig, JobSettings, TlsSettings
+from pipeline.dask_jobs import Jobs, job_cluster
+from tests.integration.standing import Certificates
+
+WAIT_S = 60.0
+KINDS = ("slurm", "pbs", "lsf", "sge")
+SUBMIT = {"slurm": "sbatch", "pbs": "qsub", "lsf": "bsub", "sge": "qsub"}
+CANCEL = {"slurm": "scancel", "pbs": "qdel", "lsf": "bkill", "sge": "qdel"}
+TAKEN = """\
+#!/bin/sh
+n=$(mktemp -u job-XXXXXX -p {folder})
+if [ -f "$1" ]; then cat "$1" > "$n.part"; else cat > "$n.part"; fi
+mv "$n.part" "$n"
+echo "Submitted job <$(ls {folder} | grep -c job-)>"
+"""
+ENDED = """\
+#!/bin/sh
+echo "$@" >> {folder}/cancelled
+"""
+
+
+class Queue:
+    """The programs of a batch system, which keep what they are given and start nothing."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self.folder, self.kind = folder, kind
+        folder.mkdir()
+        for name, text in ((SUBMIT[kind], TAKEN), (CANCEL[kind], ENDED)):
+            (folder / name).write_text(text.format(folder=shlex.quote(str(folder))))
+            (folder / name).chmod(0o755)
+
+    def scripts(self, n: int = 1) -> list[str]:
+        """The scripts of at least `n` jobs, as soon as they are submitted."""
+        end = time.monotonic() + WAIT_S
+        while len(found := list(self.folder.glob("job-??????"))) < n:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        return [file.read_text() for file in found]
+
+    def cancelled(self) -> int:
+        """Jobs that were cancelled."""
+        file = self.folder / "cancelled"
+        return len(file.read_text().split()) if file.exists() else 0
+
+
+@pytest.fixture
+def queue(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
+    """The batch system that a test names, before everything else on PATH."""
+    queue = Queue(tmp_path / "queue", getattr(request, "param", "slurm"))
+    monkeypatch.setenv("PATH", f"{queue.folder}:/usr/bin:/bin")
+    return queue
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> TlsSettings:
+    files = Certificates.make(tmp_path / "tls")
+    return TlsSettings(ca=files.ca, cert=files.cert, key=files.key)
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Any]:
+    """Open clusters, with jobs on the loopback interface, and close them after the test."""
+    with ExitStack() as stack:
+
+        def open_cluster(kind: Any, jobs: dict[str, Any], *, gpu: bool = False, **more: Any) -> Any:
+            config = ClusterConfig(kind=kind, jobs=JobSettings(**{"interface": "lo", "maximum": 1, **jobs}), **more)
+            return stack.enter_context(job_cluster(config, tmp_path / "logs", gpu=gpu))
+
+        yield open_cluster
+
+
+FULL = {
+    "queue": "night",
+    "account": "lab7",
+    "walltime": "06:30:00",
+    "cores": 8,
+    "memory": "32GiB",
+    "directives": ("--site-directive=1",),
+    "prologue": ("module load cuda",),
+    "local_directory": "/local/scratch",
+}
+HEADERS = {
+    "slurm": ["-p night", "-A lab7", "-t 06:30:00", "--cpus-per-task=8", "--mem=32G", "--site-directive=1"],
+    "pbs": ["-q night", "-A lab7", "-l walltime=06:30:00", "-l select=1:ncpus=8:mem=32GB", "--site-directive=1"],
+    "lsf": ["-q night", '-P "lab7"', "-W 06:30", "-n 8", "-M 34359739", "--site-directive=1"],
+    "sge": ["-q night", "-P lab7", "-l h_rt=06:30:00", "--site-directive=1"],
+}
+MARK = {"slurm": "#SBATCH ", "pbs": "#PBS ", "lsf": "#BSUB ", "sge": "#$ "}
+GPUS = {
+    "slurm": "--gres=gpu:2",
+    "pbs": "-l select=1:ncpus=8:ngpus=2:mem=32gib",
+    "lsf": '-gpu "num=2"',
+    "sge": "-l gpu=2",
+}
+
+
+def header(script: str, kind: str) -> list[str]:
+    """What the batch system reads of a script."""
+    return [line.removeprefix(MARK[kind]).strip() for line in script.splitlines() if line.startswith(MARK[kind])]
+
+
+def worker(script: str) -> dict[str, str]:
+    """Options of the worker's command, by name."""
+    (line,) = [line for line in script.splitlines() if "dask_worker" in line]
+    return {name: value for name, value in pairwise(shlex.split(line)) if name.startswith("--")}
+
+
+@pytest.mark.parametrize(("queue", "kind"), [(k, k) for k in KINDS], indirect=["queue"])
+def test_job_is_asked_for_as_configured(queue: Queue, opened: Any, kind: str) -> None:
+    opened(kind, FULL, insecure=True)
+    (script,) = queue.scripts()
+    asked = header(script, kind)
+    assert [line for line in HEADERS[kind] if line not in asked] == [], script
+    assert "gpu" not in script
+    assert script.index("export OMP_NUM_THREADS=1") < script.index("module load cuda") < script.index("dask_worker")
+    options = worker(script)
+    assert (options["--nthreads"], options["--local-directory"]) == ("1", "/local/scratch")
+    assert options["--interface"] == "lo"
+
+
+@pytest.mark.parametrize(("queue", "kind"), [(k, k) for k in KINDS], indirect=["queue"])
+def test_gpus_are_asked_for_in_the_words_of_each_batch_system(queue: Queue, opened: Any, kind: str) -> None:
+    opened(kind, {**FULL, "gpus": 2}, gpu=True, insecure=True)
+    (script,) = queue.scripts()
+    assert GPUS[kind] in header(script, kind), script
+    options = worker(script)
+    assert (options["--resources"], options["--nworkers"], options["--nthreads"]) == ("GPU=1", "2", "2")
+
+
+def test_stages_without_a_model_ask_for_no_gpu(queue: Queue, opened: Any) -> None:
+    opened("slurm", {**FULL, "gpus": 2}, insecure=True)
+    (script,) = queue.scripts()
+    assert "gpu" not in script
+    assert worker(script)["--nthreads"] == "1"
+
+
+def test_worker_takes_no_further_unit_a_margin_before_its_walltime(queue: Queue, opened: Any) -> None:
+    opened("slurm", {"walltime": "01:00:00", "margin_s": 600, "stagger_s": 30}, insecure=True)
+    options = worker(queue.scripts()[0])
+    assert (options["--lifetime"], options["--lifetime-stagger"]) == ("3000.0s", "30.0s")
+
+
+@pytest.mark.parametrize(("queue", "kind"), [(k, k) for k in KINDS], indirect=["queue"])
+def test_workers_show_the_certificates_that_are_configured(
+    queue: Queue, opened: Any, tls: TlsSettings, kind: str
+) -> None:
+    opened(kind, {}, tls=tls)
+    (script,) = queue.scripts()
+    options = worker(script)
+    shown = [options[name] for name in ("--tls-ca-file", "--tls-cert", "--tls-key")]
+    assert shown == [str(tls.ca), str(tls.cert), str(tls.key)]
+    assert "tls://127.0.0.1:" in script
+
+
+def test_without_certificates_each_run_makes_its_own_and_nobody_else_may_read_the_key(
+    queue: Queue, opened: Any, tmp_path: Path
+) -> None:
+    opened("slurm", {})
+    (script,) = queue.scripts()
+    options, key_body = worker(script), "PRIVATE KEY"
+    assert "tls://127.0.0.1:" in script
+    assert key_body not in script
+    key = Path(options["--tls-key"])
+    assert key_body in key.read_text()
+    assert key.parent == tmp_path / "logs"
+    assert (key.stat().st_mode & 0o777, key.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+
+
+def test_certificates_of_a_run_are_gone_after_it_and_its_jobs_are_cancelled(queue: Queue, tmp_path: Path) -> None:
+    config = ClusterConfig(kind="slurm", jobs=JobSettings(interface="lo", minimum=2, maximum=2))
+    with job_cluster(config, tmp_path / "logs", gpu=False):
+        keys = {worker(script)["--tls-key"] for script in queue.scripts(2)}
+    assert queue.cancelled() == 2
+    assert [key for key in keys if Path(key).exists()] == []
+    assert list((tmp_path / "logs").iterdir()) == []
+
+
+def test_what_is_left_out_comes_from_the_sites_own_configuration(queue: Queue, opened: Any) -> None:
+    site = {"queue": "site-queue", "account": "site-account", "local-directory": "/site/scratch"}
+    with dask.config.set({f"jobqueue.slurm.{key}": value for key, value in site.items()}):
+        opened("slurm", {}, insecure=True)
+        (script,) = queue.scripts()
+    assert {"-p site-queue", "-A site-account"} <= set(header(script, "slurm"))
+    assert worker(script)["--local-directory"] == "/site/scratch"
+
+
+def test_no_more_jobs_than_the_workers_asked_for(queue: Queue, opened: Any) -> None:
+    jobs = {"minimum": 4, "maximum": 4, "processes": 2}
+    cluster = opened("slurm", jobs, workers=3, insecure=True)
+    queue.scripts(2)
+    time.sleep(1.5)
+    assert (cluster.workers, len(queue.scripts())) == (4, 2)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_looking_after_jobs_gives_up_none_that_still_wait_in_the_queue(
+    queue: Queue, opened: Any, processes: int
+) -> None:
+    cluster = opened("slurm", {"minimum": 3, "maximum": 3, "processes": processes, "cores": 4}, insecure=True)
+    queue.scripts(3)
+    workforce = cluster._workforce
+    assert isinstance(workforce, Jobs)
+    workforce.look_after()
+    time.sleep(1)
+    assert (len(workforce._cluster.worker_spec), queue.cancelled()) == (3, 0)
+
+
+@pytest.mark.parametrize(("name", "words"), [("", "is not given"), ("nowhere0", "'nowhere0', which is not here")])
+def test_interface_that_is_not_named_or_not_here_is_refused_with_those_that_are(
+    tmp_path: Path, name: str, words: str
+) -> None:
+    config = ClusterConfig(kind="slurm", jobs=JobSettings(interface=name))
+    with pytest.raises(ConfigError, match=rf"{words}.*of this machine:.*lo \(127\.0\.0\.1\)"):
+        job_cluster(config, tmp_path / "logs", gpu=False).__enter__()
+
+
+def test_batch_system_that_takes_no_job_ends_the_run_with_its_own_words(queue: Queue, opened: Any) -> None:
+    (queue.folder / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid account or partition' >&2\nexit 1\n")
+    workforce = opened("slurm", {}, insecure=True)._workforce
+    end = time.monotonic() + WAIT_S
+    while not workforce._submissions.refusal and time.monotonic() < end:
+        time.sleep(0.05)
+    with pytest.raises(RefusedError, match=r"does not take the workers' jobs: .*invalid account or partition"):
+        workforce.look_after()
+
+
+def test_refused_job_is_asked_for_again_where_others_were_taken(queue: Queue, opened: Any) -> None:
+    once = 'if [ ! -f {folder}/full ] && [ "$(ls {folder} | grep -c job-)" = 1 ]; then touch {folder}/full; exit 1; fi'
+    (queue.folder / "sbatch").write_text(
+        TAKEN.replace("#!/bin/sh", f"#!/bin/sh\n{once}").format(folder=shlex.quote(str(queue.folder)))
+    )
+    workforce = opened("slurm", {"minimum": 1, "maximum": 2}, insecure=True)._workforce
+    queue.scripts(1)
+    workforce._cluster.scale(jobs=2)
+    end = time.monotonic() + WAIT_S
+    while not workforce._submissions.refusal and not (queue.folder / "full").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    workforce._cluster.adapt(minimum_jobs=2, maximum_jobs=2)
+    time.sleep(1)
+    workforce.look_after()
+    assert len(queue.scripts(2)) == 2
