@@ -76,7 +76,7 @@ class Clusters:
 
     def __init__(self, config: ClusterConfig, scratch: str, logs: Path) -> None:
         self._config, self._scratch, self._logs = config, scratch, logs
-        self._open: tuple[bool, Cluster] | None = None
+        self._open: dict[bool, Cluster] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -95,13 +95,13 @@ class Clusters:
         gpu : bool
             Whether units want a GPU.
         """
-        if self._open is None or self._open[0] != gpu:
-            self._stack.close()
-            cluster = self._stack.enter_context(
-                open_cluster(self._config, units, self._scratch, logs=self._logs, gpu=gpu)
-            )
-            self._open = gpu, cluster
-        return self._open[1]
+        if gpu not in self._open:
+            if self._config.is_queue:  # jobs that hold GPUs do not wait while others work
+                self._stack.close()
+                self._open.clear()
+            cluster = open_cluster(self._config, units, self._scratch, logs=self._logs, gpu=gpu)
+            self._open[gpu] = self._stack.enter_context(cluster)
+        return self._open[gpu]
 
 
 def open_cluster(

@@ -24,10 +24,10 @@ from pipeline.logs import log
 from pipeline.worker import Prepare
 
 QUEUE_CLASSES: Final = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster", "sge": "SGECluster"}
-
-
 LOST_S: Final = 15.0
 """A job is lost if its workers are gone for so long, in seconds; a process that died comes back sooner."""
+OWN_LOOK: Final = {"distributed.deploy.lost-worker-timeout": "1000 days"}
+"""Dask's own look at lost workers, which knows nothing of jobs of several, would cancel the job that replaced one."""
 
 
 class Submissions:
@@ -111,7 +111,7 @@ def job_cluster(config: ClusterConfig, logs: Path, *, gpu: bool) -> Iterator[Das
     logs.mkdir(parents=True, exist_ok=True, mode=0o700)
     submissions, queue_class = Submissions(), _queue_class(config.kind)
     with (
-        dask.config.set(ONE_DEATH),
+        dask.config.set({**ONE_DEATH, **OWN_LOOK}),
         queue_class(
             job_cls=_noting(queue_class.job_cls, submissions), **_job_arguments(config, settings, logs, gpu=gpu)
         ) as cluster,

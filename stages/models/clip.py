@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stages.models.card import ACTIVATION_BYTES, model_card
 from stages.models.registry import Features, entry
-from stages.models.room import in_parts_that_fit
+from stages.models.room import in_parts_that_fit, keep_float32
 from stages.models.towers import Bias, ImageTower, TextEncoder, TrunkOutput
 
 TEXT_BATCH = 64
@@ -194,6 +194,7 @@ def load_clip(name: str, device: str, precision: str, *, compiled: bool = False)
     WeightsError
         If weights are missing, altered or of another architecture.
     """
+    keep_float32()
     card = model_card(name, precision)
     image, load_text = _loader(name)(name, device)
     image = image.to(device=device, dtype=getattr(torch, precision)).eval().requires_grad_(requires_grad=False)

@@ -13,6 +13,12 @@ SHARE: Final = 0.8
 """Of the free memory, that a batch may take: allocations leave gaps."""
 
 
+def keep_float32() -> None:
+    """Let GPUs multiply float32 as float32: convolutions would else drop 13 bits of it (TF32), and CPUs do not."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def free_bytes(device: torch.device) -> float:
     """Memory of a GPU that nothing holds, what torch keeps for itself included; infinite for a CPU."""
     if device.type != "cuda":

@@ -20,7 +20,7 @@ from torch import Tensor
 from manifests.errors import WeightsError
 from stages.models.checkpoints import load_strictly, read_state
 from stages.models.registry import ModelEntry
-from stages.models.room import in_parts_that_fit, most_that_fit
+from stages.models.room import in_parts_that_fit, keep_float32, most_that_fit
 from stages.models.sam2_architecture import instantiate_seeded, read_config, tiny_config
 from stages.models.sam2_attention import parted
 from stages.models.sam2_card import (
@@ -257,6 +257,7 @@ def load_segmenter(name: str, device: str, precision: str = "float32", *, compil
     WeightsError
         If the model is unknown or of another kind, or its weights are missing, altered or of another architecture.
     """
+    keep_float32()
     known = sam2_entry(name)
     if known.source == "random":
         log.warning("%s is untrained: its masks are random and mean nothing. Use it in tests only.", name)

@@ -23,8 +23,8 @@ MASKS = ("--stage", "masks")
 @pytest.fixture(scope="module", autouse=True)
 def short_jobs(new_study: NewStudy) -> Iterator[tuple[Study, Driver]]:
     """A run whose jobs are shorter than it; begun before the tests of this file, because it mostly waits."""
-    study = new_study(slow_s=8)
-    short = sets(minimum=1, maximum=1, walltime='"00:01:00"', margin_s=30)
+    study = new_study(slow_s=6)
+    short = sets(minimum=1, maximum=1, walltime='"00:01:00"', margin_s=20)
     with study.running(*MASKS, *short) as driver:
         yield study, driver
 
@@ -93,7 +93,7 @@ def test_jobs_whose_walltime_ends_are_followed_by_others(
     done = driver.finish()
     assert done.code == 0, done.err
     study.check(stage_of(undisturbed, "masks"))
-    assert len(study.jobs()) >= 3
+    assert len(study.jobs()) >= 2, "one job was enough"
     assert "TIMEOUT" not in {fields["JobState"] for fields in study.jobs().values()}
     assert "left out" not in done.err
     committed = [event for event in study.events() if event["event"].startswith("committed")]

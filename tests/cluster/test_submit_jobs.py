@@ -33,7 +33,7 @@ def test_array_without_a_scheduler_is_followed_by_a_job(new_study: NewStudy, und
     assert ended == {**{f"{array}_{task}": "COMPLETED" for task in range(1, ARRAY + 1)}, after: "COMPLETED"}
     study.check(undisturbed)
     jobs = study.jobs()
-    assert len({event["pid"] for event in study.events() if "embeddings" in str(event.get("unit"))}) == ARRAY
+    assert len({event["pid"] for event in study.events() if "masks" in str(event.get("unit"))}) == ARRAY
     # Times are of the form 2026-01-31T12:00:00, and sort as text.
     assert jobs[after]["StartTime"] >= max(jobs[f"{array}_{task}"]["EndTime"] for task in range(1, ARRAY + 1))
 

@@ -95,10 +95,10 @@ class StandingCluster:
         for process in self.processes.values():
             kill_group(process)
 
-    def start_scheduler(self) -> Self:
+    def start_scheduler(self, env: Mapping[str, str] | None = None) -> Self:
         """Start the scheduler, and return once its file is there."""
         self.folder.mkdir(exist_ok=True)
-        self._start("scheduler", "--protocol", "tls", "--port", "0", *self.certificates.options)
+        self._start("scheduler", "--protocol", "tls", "--port", "0", *self.certificates.options, env=env)
         self.wait_until(self.file.exists)
         return self
 
@@ -114,7 +114,7 @@ class StandingCluster:
 
     def start(self, env: Mapping[str, str] | None = None) -> Self:
         """Start the scheduler and the workers `one` and `two`, and return once both are there."""
-        self.start_scheduler()
+        self.start_scheduler(env)
         for name in ("one", "two"):
             self.start_worker(name, env=env)
         self.wait_until(lambda: all("Registered to" in self.said(name) for name in ("one", "two")))

@@ -66,5 +66,5 @@ def test_tower_with_one_altered_layer_is_found_whichever_it_is(
     for name in kernels:
         monkeypatch.setattr(model, "_image", image_tower({**state, name: 1.05 * state[name]}))
         found[name] = off(model)
-    assert len(found) == 50
+    assert len(found) == 49
     assert {name: far for name, far in found.items() if far < 5 * TOLERANCE["float32"]} == {}

@@ -229,29 +229,39 @@ SLOW = """
 """Units of the masks take two seconds, and say who computes them: the nanny in a file's name, the worker in it."""
 
 
+IMPATIENT = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
+"""The scheduler tells the driver of the first death of a unit's worker, as the one of a local cluster does."""
+
+
 def computing(site: Path, nanny: int) -> Callable[[], bool]:
     """Whether the worker of a nanny computes a unit."""
     return (site / f"begun-{nanny}").exists
 
 
-def worker_of(site: Path, nanny: int) -> int:
-    """Process that a nanny sees to."""
-    return int((site / f"begun-{nanny}").read_text().split()[-1])
-
-
-@pytest.mark.parametrize("end", ["killed with its nanny", "told to end"])
+@pytest.mark.parametrize(
+    ("end", "patience"),
+    [(signal.SIGKILL, IMPATIENT), (signal.SIGKILL, {}), (signal.SIGTERM, IMPATIENT)],
+    ids=["killed", "killed and not told", "terminated"],
+)
 def test_worker_that_is_ended_from_outside_costs_no_unit_and_changes_no_result(
-    study: Study, tls: Certificates, config: Path, tmp_path: Path, undisturbed: Digests, end: str
+    study: Study,
+    tls: Certificates,
+    config: Path,
+    tmp_path: Path,
+    undisturbed: Digests,
+    end: signal.Signals,
+    patience: dict[str, str],
 ) -> None:
     site = tmp_path / "site"
-    with StandingCluster(tmp_path / "standing", tls).start(faulty(site, SLOW)) as cluster:
+    with StandingCluster(tmp_path / "standing", tls).start({**faulty(site, SLOW), **patience}) as cluster:
         nanny = cluster.processes["one"]
         run = started({}, *on(cluster, study, "--config", config, "--stage", "masks", "--set", "cluster.retries=0"))
         cluster.wait_until(computing(site, nanny.pid))
-        kill_group(nanny) if end == "killed with its nanny" else nanny.send_signal(signal.SIGTERM)
+        kill_group(nanny) if end == signal.SIGKILL else nanny.send_signal(end)
         _, err = run.communicate(timeout=WAIT_S)
         assert run.returncode == 0, err
         nanny.wait(WAIT_S)
+    assert ("its worker was ended from outside; the unit is tried again" in err) == bool(patience)
     assert [event for event in events(study.dataset) if event["event"] == "failed"] == []
     assert digests(study.dataset) == of_masks(undisturbed)
 
@@ -261,12 +271,13 @@ def test_worker_that_dies_while_its_nanny_lives_counts_against_its_unit(
 ) -> None:
     site = tmp_path / "site"
     env = faulty(site, SLOW.replace("time.sleep(2)", "if rows[0].row == 4: os.kill(os.getpid(), 9)"))
-    with StandingCluster(tmp_path / "standing", tls).start(env) as cluster:
+    with StandingCluster(tmp_path / "standing", tls).start({**env, **IMPATIENT}) as cluster:
         done = study.cli(
             *on(cluster, study, "--config", config, "--stage", "masks", "--set", "cluster.retries=0", "--json")
         )
         assert cluster.stands()
     assert done.code == 3, done.err
-    assert list(done.json["failed_units"]) == ["masks[supplied]/drop-001/000001"]
-    assert "Its worker process died" in done.json["failed_units"]["masks[supplied]/drop-001/000001"]
+    ((unit, cause),) = done.json["failed_units"].items()
+    assert unit == "masks[supplied]/drop-001/000001"
+    assert "Its worker process died" in cause
     assert done.json["committed"] == {"masks[supplied]": 4}

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from manifests.errors import ConfigError, StoreError
 from pipeline import cluster
-from pipeline.cluster import InlineCluster, choose_device
-from pipeline.config import ClusterConfig
+from pipeline.cluster import Clusters, InlineCluster, choose_device, worker_count
+from pipeline.cluster_config import ClusterConfig, JobSettings
 from pipeline.execute import UnitReport, UnitTask
+from pipeline.gpus import visible_gpus
 from pipeline.plan import PlannedUnit
 from pipeline.signals import StopSignal
 
@@ -82,3 +86,69 @@ def test_signal_is_remembered_and_handlers_are_restored() -> None:
         assert stop.name == "SIGTERM"
         assert 8.0 < (stop.remaining_s() or 0) <= 9.0
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"),
+    [("", ()), ("-1", ()), ("0", ("0",)), ("0, 2", ("0", "2")), ("GPU-8f3a,GPU-11c0", ("GPU-8f3a", "GPU-11c0"))],
+)
+def test_gpus_are_those_that_the_batch_system_left_visible(
+    monkeypatch: pytest.MonkeyPatch, visible: str, names: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert visible_gpus() == names
+
+
+@pytest.mark.parametrize(
+    ("kind", "workers", "units", "gpu", "count"),
+    [
+        ("local", 4, 9, False, 4),
+        ("local", 4, 2, False, 2),
+        ("local", 4, 0, False, 1),
+        ("local", 0, 9, True, 3),
+        ("local", 2, 9, True, 2),
+        ("local", 8, 9, True, 3),
+        ("auto", 0, 1, True, 1),
+        ("auto", 3, 9, False, 3),
+        ("auto", 3, 1, False, 1),
+        ("inline", 4, 9, True, 1),
+    ],
+)
+def test_no_more_workers_than_units_or_gpus(
+    monkeypatch: pytest.MonkeyPatch, kind: Any, workers: int, units: int, gpu: bool, count: int
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    assert worker_count(ClusterConfig(kind=kind, workers=workers), units, gpu=gpu) == count
+
+
+def test_device_of_a_batch_system_is_that_of_its_jobs_and_not_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert choose_device(ClusterConfig(kind="slurm")) == "cpu"
+    assert choose_device(ClusterConfig(kind="slurm", jobs=JobSettings(gpus=1))) == "cuda"
+    assert choose_device(ClusterConfig(kind="slurm", jobs=JobSettings(gpus=1), device="cpu")) == "cpu"
+    with pytest.raises(ConfigError, match=r"cluster\.jobs\.gpus is 0"):
+        choose_device(ClusterConfig(kind="slurm", device="cuda"))
+
+
+OPEN_ALL = ["open False", "open True", "close True", "close False"]
+ONE_AT_A_TIME = ["open False", "close False", "open True", "close True", "open False", "close False"]
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("local", OPEN_ALL), ("slurm", ONE_AT_A_TIME)])
+def test_cluster_serves_node_after_node_but_jobs_of_one_sort_do_not_wait_while_others_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, expected: list[str]
+) -> None:
+    told: list[str] = []
+
+    @contextmanager
+    def recording(*_: object, gpu: bool, **__: object) -> Iterator[InlineCluster]:
+        told.append(f"open {gpu}")
+        yield InlineCluster(0)
+        told.append(f"close {gpu}")
+
+    monkeypatch.setattr(cluster, "open_cluster", recording)
+    with Clusters(ClusterConfig(kind=kind), str(tmp_path), tmp_path / "jobs") as clusters:
+        served = [clusters.serve(3, gpu=gpu) for gpu in (False, False, True, True, False)]
+    assert told == expected
+    assert (served[0] is served[1], served[2] is served[3]) == (True, True)
+    assert (served[0] is served[4]) == (kind == "local")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
@@ -35,6 +35,14 @@ echo "$@" >> {folder}/cancelled
 """
 
 
+def wait_until(ready: Callable[[], bool]) -> None:
+    """Return once something is so."""
+    end = time.monotonic() + WAIT_S
+    while not ready():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 class Queue:
     """The programs of a batch system, which keep what they are given and start nothing."""
 
@@ -47,11 +55,8 @@ class Queue:
 
     def scripts(self, n: int = 1) -> list[str]:
         """The scripts of at least `n` jobs, as soon as they are submitted."""
-        end = time.monotonic() + WAIT_S
-        while len(found := list(self.folder.glob("job-??????"))) < n:
-            assert time.monotonic() < end
-            time.sleep(0.05)
-        return [file.read_text() for file in found]
+        wait_until(lambda: len(list(self.folder.glob("job-??????"))) >= n)
+        return [file.read_text() for file in self.folder.glob("job-??????")]
 
     def cancelled(self) -> int:
         """Jobs that were cancelled."""
@@ -230,28 +235,23 @@ def test_interface_that_is_not_named_or_not_here_is_refused_with_those_that_are(
         job_cluster(config, tmp_path / "logs", gpu=False).__enter__()
 
 
-def test_batch_system_that_takes_no_job_ends_the_run_with_its_own_words(queue: Queue, opened: Any) -> None:
-    (queue.folder / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid account or partition' >&2\nexit 1\n")
+@pytest.mark.parametrize("words", ["sbatch: error: invalid account or partition", ""])
+def test_batch_system_that_takes_no_job_ends_the_run_with_its_own_words(queue: Queue, opened: Any, words: str) -> None:
+    asked = queue.folder / "asked"
+    (queue.folder / "sbatch").write_text(f"#!/bin/sh\necho '{words}' >&2\ntouch '{asked}'\nexit 1\n")
     workforce = opened("slurm", {}, insecure=True)._workforce
-    end = time.monotonic() + WAIT_S
-    while not workforce._submissions.refusal and time.monotonic() < end:
-        time.sleep(0.05)
-    with pytest.raises(RefusedError, match=r"does not take the workers' jobs: .*invalid account or partition"):
+    wait_until(lambda: asked.exists() and len(workforce._cluster.workers) == 1)
+    with pytest.raises(RefusedError, match=f"does not take the workers' jobs: .*{words}"):
         workforce.look_after()
 
 
 def test_refused_job_is_asked_for_again_where_others_were_taken(queue: Queue, opened: Any) -> None:
-    once = 'if [ ! -f {folder}/full ] && [ "$(ls {folder} | grep -c job-)" = 1 ]; then touch {folder}/full; exit 1; fi'
-    (queue.folder / "sbatch").write_text(
-        TAKEN.replace("#!/bin/sh", f"#!/bin/sh\n{once}").format(folder=shlex.quote(str(queue.folder)))
-    )
-    workforce = opened("slurm", {"minimum": 1, "maximum": 2}, insecure=True)._workforce
+    first = "if mkdir {folder}/full 2>/dev/null; then echo 'sbatch: error: try again' >&2; exit 1; fi"
+    text = TAKEN.replace("#!/bin/sh", f"#!/bin/sh\n{first}")
+    (queue.folder / "sbatch").write_text(text.format(folder=shlex.quote(str(queue.folder))))
+    workforce = opened("slurm", {"minimum": 2, "maximum": 2}, insecure=True)._workforce
     queue.scripts(1)
-    workforce._cluster.scale(jobs=2)
-    end = time.monotonic() + WAIT_S
-    while not workforce._submissions.refusal and not (queue.folder / "full").exists() and time.monotonic() < end:
-        time.sleep(0.05)
-    workforce._cluster.adapt(minimum_jobs=2, maximum_jobs=2)
-    time.sleep(1)
+    wait_until(lambda: len(workforce._cluster.workers) == 2)
+    assert "Last refused: sbatch: error: try again." in workforce.hint
     workforce.look_after()
     assert len(queue.scripts(2)) == 2

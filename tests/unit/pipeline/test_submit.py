@@ -252,22 +252,34 @@ def test_images_without_a_result_do_not_keep_the_next_stage_from_its_start(shell
     assert ended(shell.start(PLAIN)) == (0, "Some images or units have no result; see: pipeline status\n")
 
 
-def test_interrupted_run_is_put_back_into_the_queue(shell: Shell) -> None:
-    shell.pipeline(75)
-    assert ended(shell.start(PLAIN)) == (0, "")
+def test_run_that_its_walltime_interrupts_is_put_back_into_the_queue(shell: Shell) -> None:
+    shell.pipeline(75, wait_for=1)
+    process = shell.started(PLAIN)
+    process.send_signal(signal.SIGUSR1)
+    assert ended(process) == (0, "")
     assert shell.read("requeued") == "requeue 4711\n"
+
+
+@pytest.mark.parametrize("wait_for", [0, 1])
+def test_run_that_is_cancelled_or_stops_by_itself_is_left_to_slurm(shell: Shell, wait_for: int) -> None:
+    shell.pipeline(75, wait_for=wait_for)
+    process = shell.started(PLAIN)
+    if wait_for:
+        process.send_signal(signal.SIGTERM)
+    assert ended(process) == (75, "")
+    assert shell.read("requeued") == ""
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_signal_to_the_shell_reaches_the_pipeline_which_may_take_its_time(shell: Shell, number: signal.Signals) -> None:
-    shell.pipeline(75, wait_for=1, after_s=2)
+    shell.pipeline(0, wait_for=1, after_s=2)
     process = shell.started(PLAIN)
     process.send_signal(number)
     time.sleep(1)
     assert process.poll() is None, "the shell waits for units in flight"
     assert ended(process) == (0, "")
-    assert shell.read("heard") == "SIGUSR1"
-    assert shell.read("requeued") == "requeue 4711\n"
+    assert shell.read("heard") == number.name
+    assert shell.read("requeued") == ""
 
 
 @pytest.mark.parametrize("code", [0, 1, 4])
@@ -279,14 +291,25 @@ def test_code_after_a_signal_is_that_of_the_pipeline_and_not_of_the_signal(shell
     assert shell.read("requeued") == ""
 
 
-def test_signals_that_come_twice_are_passed_on_twice(shell: Shell) -> None:
-    shell.pipeline(75, wait_for=2, after_s=1)
+@pytest.mark.parametrize("second", [signal.SIGUSR1, signal.SIGTERM])
+def test_signals_that_come_twice_are_passed_on_twice(shell: Shell, second: signal.Signals) -> None:
+    shell.pipeline(4, wait_for=2, after_s=1)
     process = shell.started(PLAIN)
-    for number in (signal.SIGUSR1, signal.SIGTERM):
+    for number in (signal.SIGUSR1, second):
         process.send_signal(number)
         time.sleep(0.5)
+    assert ended(process) == (4, "")
+    assert shell.read("heard") == f"SIGUSR1 {second.name}"
+    assert shell.read("requeued") == ""
+
+
+def test_job_that_is_told_of_its_walltime_twice_is_put_back_once(shell: Shell) -> None:
+    shell.pipeline(75, wait_for=2)
+    process = shell.started(PLAIN)
+    for _ in "ab":
+        process.send_signal(signal.SIGUSR1)
+        time.sleep(0.5)
     assert ended(process) == (0, "")
-    assert shell.read("heard") == "SIGUSR1 SIGUSR1"
     assert shell.read("requeued") == "requeue 4711\n"
 
 
