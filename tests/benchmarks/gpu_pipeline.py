@@ -93,6 +93,15 @@ def measured(dataset: Path, sampler: Sampler, seen: set[str]) -> list[dict[str, 
     return rows
 
 
+def show(name: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Print a line for each node."""
+    print(name, flush=True)
+    for row in rows:
+        speed = f"{row['per_s']:>7.1f} / s  {row['steady_per_s']:>7.1f} / s after the first unit"
+        gpu = f"busy {row['busy_percent']:.0f} %  {row['memory_mib']:.0f} MiB  {row['device']}"
+        print(f"  {row['node']:<22} {row['images']:>6} images  {speed}  {gpu}", flush=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Ingest, run stage one and the embeddings under each variant, and print a table."""
     parser = argparse.ArgumentParser()
@@ -113,15 +122,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 settings = [part for text in (*variant, *asked.set) for part in ("--set", text)]
                 pipeline("run", "--stage", stage, "--workdir", folder, *settings)
                 found[name] += measured(Path(folder) / "speed", sampler, seen)
+        if not asked.json:
+            show(name, found[name])
     if asked.json:
         print(json.dumps(found))
-        return
-    for name, rows in found.items():
-        print(name)
-        for row in rows:
-            speed = f"{row['per_s']:>7.1f} / s  {row['steady_per_s']:>7.1f} / s after the first unit"
-            gpu = f"busy {row['busy_percent']:.0f} %  {row['memory_mib']:.0f} MiB  {row['device']}"
-            print(f"  {row['node']:<22} {row['images']:>6} images  {speed}  {gpu}")
 
 
 if __name__ == "__main__":
