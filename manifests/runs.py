@@ -69,6 +69,7 @@ class RunRecord(BaseModel):
     platform: str
     """Operating system and processor type."""
     gpu: str | None = None
+    """GPUs that computed units; None if none did, or while it runs."""
     slurm: dict[str, str] = {}
     """Ids of the Slurm job, if it is one."""
     started: str
@@ -84,9 +85,7 @@ def new_run_id() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
 
 
-def start_run(
-    folder: Path, run_id: str, argv: Sequence[str], config: Mapping[str, Any], gpu: str | None = None
-) -> RunRecord:
+def start_run(folder: Path, run_id: str, argv: Sequence[str], config: Mapping[str, Any]) -> RunRecord:
     """Write the record of a run that begins.
 
     Parameters
@@ -99,8 +98,6 @@ def start_run(
         Command line.
     config : Mapping[str, Any]
         Configuration as JSON values.
-    gpu : str, optional
-        Name of the accelerator.
 
     Returns
     -------
@@ -120,7 +117,6 @@ def start_run(
         versions=installed_versions(),
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
-        gpu=gpu,
         slurm={name: os.environ[name] for name in SLURM if name in os.environ},
         started=now(),
     )

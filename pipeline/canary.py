@@ -1,12 +1,15 @@
-"""The first process that loads a stage's model records what it makes of the canary; every other must agree."""
+"""Which processes may add to a store: with the driver's packages, and a model that sees what the first one saw."""
 
 from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import platform
 import uuid
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +18,7 @@ from numpy.typing import NDArray
 
 from manifests.disk import PARTIAL, disk_errors, place, write_synced
 from manifests.errors import RefusedError
+from manifests.runs import installed_versions
 from stages.base import MapStage
 from stages.canary import TOLERANCE, distance
 
@@ -24,8 +28,40 @@ NO_LINKS: Final = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 """What file systems without hard links say; there the last of several first processes is the one recorded."""
 
 
-class CanaryError(RefusedError):
+class WorkerRefusedError(RefusedError):
+    """This process would mix other numbers into the store; another may do the work."""
+
+
+class CanaryError(WorkerRefusedError):
     """This process' model makes something else of the canary than the one whose results are in the store."""
+
+
+def check_versions(wanted: Mapping[str, str]) -> None:
+    """Compare the packages of this process with those of the driver.
+
+    Parameters
+    ----------
+    wanted : Mapping[str, str]
+        Versions by package; empty for no comparison.
+
+    Raises
+    ------
+    WorkerRefusedError
+        If one differs; names it.
+    """
+    own = _versions() if wanted else wanted
+    differing = [f"{name} {own.get(name, 'missing')}" for name in wanted if own.get(name) != wanted[name]]
+    if differing:
+        has = ", ".join(f"{name} {wanted[name]}" for name in wanted if own.get(name) != wanted[name])
+        raise WorkerRefusedError(
+            f"A worker has {', '.join(differing)}; the driver has {has}.",
+            "Start workers from the driver's environment.",
+        )
+
+
+@lru_cache(maxsize=1)
+def _versions() -> dict[str, str]:
+    return installed_versions()
 
 
 def device_name(device: str) -> str:
@@ -68,6 +104,10 @@ def meet_canary(folder: Path, stage: MapStage, precision: str, device: str) -> N
     if vector is None:
         return
     file, here = folder / "canary.json", device_name(device)
+    if not 0 < float(np.linalg.norm(vector)) < math.inf:
+        raise CanaryError(
+            f"{stage.name} on {here} makes nothing finite of the canary image.", "Check weights and device."
+        )
     first = _recorded(file) or _record(file, vector, here)
     off = distance(vector, np.array(first["vector"], np.float32))
     if not off <= TOLERANCE[precision]:

@@ -42,6 +42,7 @@ def submit(
     """Write Slurm batch scripts, one a stage, that resume by themselves at the end of their walltime."""
     from pipeline.commands import dataset_paths, do_submit
     from pipeline.config import load_config
+    from pipeline.submit import check_name
 
     set_up(verbose=False)
     overrides = [*(set_ or ()), *([f"cluster.kind={cluster}"] if cluster else [])]
@@ -52,5 +53,10 @@ def submit(
     arguments += [part for text in overrides for part in ("--set", text)]
     settings = load_config(config, overrides, preset)
     do_submit(
-        tuple(stages or ("one", "two")), arguments, settings, parts=array, target=out.resolve() / name, really=send
+        tuple(stages or ("one", "two")),
+        arguments,
+        settings,
+        parts=array,
+        target=out.resolve() / check_name(name),
+        really=send,
     )

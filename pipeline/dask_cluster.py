@@ -13,7 +13,7 @@ from distributed import Client, KilledWorker, wait
 from distributed.client import TimeoutError as WaitTimeoutError
 
 from manifests.errors import PipelineError
-from pipeline.canary import CanaryError
+from pipeline.canary import WorkerRefusedError
 from pipeline.cluster import Outcome, Stopping
 from pipeline.execute import UnitReport, UnitTask, attempt_unit
 from pipeline.logs import log
@@ -27,9 +27,11 @@ MOST_POISON: Final = 8
 MOST_ENDED: Final = 20
 """Times that a unit's worker may be ended from outside before the unit counts as failed."""
 MOST_REFUSED: Final = 20
-"""Workers that see the canary otherwise, before the run gives up."""
+"""Workers that are refused before the run gives up."""
 POLL_S: Final = 0.5
 """How often signals are looked at while units compute, in seconds."""
+PING_S: Final = 5.0
+"""Patience with a nanny that does not answer, in seconds."""
 LOOK_S: Final = 10.0
 """How often lost jobs are asked for again, in seconds."""
 PATIENCE_S: Final = 60.0
@@ -107,6 +109,8 @@ class DaskCluster:
         self._retries = retries
         self._workforce = workforce
         self._refused = 0
+        self._gone: set[str] = set()
+        """Nannies that are gone."""
         self._looked = self._seen = time.monotonic()
 
     def run(self, tasks: Sequence[UnitTask], stopping: Stopping) -> Iterator[Outcome]:
@@ -219,7 +223,7 @@ class DaskCluster:
         error = future.exception()
         if error is None:
             report: UnitReport | PipelineError = future.result()
-            return self._refuse(report, future, attempt) if isinstance(report, CanaryError) else report
+            return self._refuse(report, future, attempt) if isinstance(report, WorkerRefusedError) else report
         if isinstance(error, KilledWorker):
             return self._after_death(error.last_worker, attempt)
         return error if isinstance(error, Exception) else RuntimeError(f"the unit was {future.status}")
@@ -241,12 +245,18 @@ class DaskCluster:
         events = self._client.get_events(worker.address)
         if any(isinstance(event, dict) and event.get("action") == "closing-worker" for _, event in events):
             return True
-        return worker.nanny is not None and not self._client.sync(self._answers, worker.nanny)
+        if (
+            worker.nanny is not None
+            and worker.nanny not in self._gone
+            and not self._client.sync(self._answers, worker.nanny)
+        ):
+            self._gone.add(worker.nanny)
+        return worker.nanny in self._gone
 
     async def _answers(self, nanny: str) -> bool:
         """Whether a nanny lives, also a second later: a job's processes are not all killed at once."""
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PING_S):
                 await self._client.rpc(nanny).identity()
                 await asyncio.sleep(1)
                 await self._client.rpc(nanny).identity()
@@ -254,8 +264,8 @@ class DaskCluster:
             return False
         return True
 
-    def _refuse(self, error: CanaryError, future: Any, attempt: _Attempt) -> CanaryError | None:
-        """Send away the worker that sees the canary otherwise; its unit goes to another, if there is one."""
+    def _refuse(self, error: WorkerRefusedError, future: Any, attempt: _Attempt) -> WorkerRefusedError | None:
+        """Send away a worker that may not add to the store; its unit goes to another, if there is one."""
         addresses = [address for holders in self._client.who_has([future]).values() for address in holders]
         self._client.retire_workers(addresses, close_workers=True)
         self._refused += 1

@@ -115,6 +115,7 @@ def job_cluster(config: ClusterConfig, logs: Path, *, gpu: bool) -> Iterator[Das
         queue_class(
             job_cls=_noting(queue_class.job_cls, submissions), **_job_arguments(config, settings, logs, gpu=gpu)
         ) as cluster,
+        _without_keys_afterwards(cluster),
         Client(cluster, set_as_default=False) as client,
     ):
         client.register_plugin(Prepare())
@@ -122,6 +123,18 @@ def job_cluster(config: ClusterConfig, logs: Path, *, gpu: bool) -> Iterator[Das
         cluster.adapt(minimum_jobs=min(settings.minimum, most), maximum_jobs=most)
         hint = f"Look at the queue, and at the jobs' output in {logs}."
         yield DaskCluster(client, most * settings.workers, config.retries, Jobs(cluster, submissions, hint))
+
+
+@contextmanager
+def _without_keys_afterwards(cluster: Any) -> Iterator[None]:
+    """Remove the jobs' certificates after the run, which dask-jobqueue leaves to the garbage collector."""
+    try:
+        yield
+    finally:
+        for part in ("ca_file", "cert", "key"):
+            file = getattr(cluster, f"_job_{part}", None)
+            if file is not None:
+                file.close()
 
 
 def _queue_class(kind: str) -> Any:
@@ -142,7 +155,8 @@ def _noting(job_class: Any, submissions: Submissions) -> Any:
                 await super().start()
                 submissions.taken += 1
             except (OSError, RuntimeError, ValueError) as error:
-                submissions.refusal = "; ".join(str(error).rpartition("stderr:\n")[2].strip().splitlines())
+                words = str(error).rpartition("stderr:\n")[2].strip() or "it does not say why"
+                submissions.refusal = "; ".join(words.splitlines())
                 log.debug("no job: %s", error)
                 self.status = Status.running
 

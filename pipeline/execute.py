@@ -23,7 +23,7 @@ from manifests.forgetting import WITHDRAWALS
 from manifests.integrity import checked_artifacts
 from manifests.layout import DatasetPaths
 from manifests.types import Cell, Chunk, ChunkArrays, Status
-from pipeline.canary import device_name, meet_canary
+from pipeline.canary import check_versions, device_name, meet_canary
 from pipeline.config import RunConfig
 from pipeline.graph import Node
 from pipeline.plan import PlannedUnit, cell_inputs, input_digests, stale_cell, stale_commit
@@ -51,6 +51,8 @@ class UnitTask:
     """Positions in the chunk: compute these alone and commit nothing, to see whether the process survives."""
     poison: tuple[int, ...] = ()
     """Positions in the chunk of images that killed their process: they become failed rows."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Packages of the driver, which a worker's must equal."""
 
     @property
     def key(self) -> str:
@@ -74,6 +76,7 @@ class UnitReport:
     pid: int = 0
     device: str = ""
     """Processor or GPU of the model, and torch's version; empty where there is no model."""
+    on_gpu: bool = False
 
 
 @lru_cache(maxsize=4)
@@ -90,6 +93,7 @@ _LOADING = threading.Lock()
 def attempt_unit(task: UnitTask) -> UnitReport | PipelineError:
     """Run a unit; an error of the tree is returned, because trying again would not help."""
     try:
+        check_versions(task.versions)
         return run_unit(task)
     except PipelineError as error:
         return error
@@ -154,7 +158,7 @@ def _run_chunk(workspace: Workspace, node: Node, chunk: Chunk, task: UnitTask) -
     statuses = Counter(Status(item.status).name.lower() for item in result.items)
     reasons = Counter(item.reason for item in result.items if item.reason)
     device = device_name(task.device) if node.has_model else ""
-    return UnitReport(won, statuses, reasons, timings, os.getpid(), device)
+    return UnitReport(won, statuses, reasons, timings, os.getpid(), device, on_gpu=task.device == "cuda")
 
 
 def _read(workspace: Workspace, key: str, chunk: Chunk) -> ChunkArrays:
@@ -194,7 +198,9 @@ def _run_cell(workspace: Workspace, node: Node, cell: Cell, task: UnitTask) -> U
     won = publish_cell(root, cell.unit, lambda out: stage.fit(cell, data, out), record) or _is_ours(
         root, cell.unit, task
     )
-    return UnitReport(won, timings={"fit": time.perf_counter() - started}, pid=os.getpid())
+    device = device_name(task.device) if node.has_model else ""
+    timings = {"fit": time.perf_counter() - started}
+    return UnitReport(won, timings=timings, pid=os.getpid(), device=device, on_gpu=task.device == "cuda")
 
 
 def _is_ours(root: Path, unit: str, task: UnitTask) -> bool:

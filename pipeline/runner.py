@@ -12,7 +12,15 @@ from tempfile import TemporaryDirectory
 
 from manifests.errors import DamagedError, ExitCode, PipelineError, RefusedError, UsageError
 from manifests.layout import DatasetPaths
-from manifests.runs import EventLog, RunRecord, finish_run, hide_text_paths, new_run_id, start_run
+from manifests.runs import (
+    EventLog,
+    RunRecord,
+    finish_run,
+    hide_text_paths,
+    installed_versions,
+    new_run_id,
+    start_run,
+)
 from pipeline.cluster import Cluster, Clusters, choose_device
 from pipeline.config import RunConfig
 from pipeline.execute import UnitReport, UnitTask
@@ -98,6 +106,7 @@ class Runner:
         return Outcome(self.run_id, code, self.tally, time.monotonic() - started)
 
     def _finish(self, record: RunRecord, code: ExitCode, outcome: str) -> None:
+        record = record.model_copy(update={"gpu": ", ".join(sorted(self.tally.gpus)) or None})
         finish_run(self.paths.run(self.run_id), record, outcome, int(code), self.tally.as_json())
 
     def _run_nodes(self, nodes: Sequence[Node]) -> None:
@@ -165,7 +174,11 @@ class Runner:
         source = str(self.options.source.resolve()) if self.options.source else ""
         digest = self.workspace.data_digest(node) if not node.is_map and node.inputs else ""
         drops, device = tuple(d.drop_id for d in self.workspace.drops), self._device(node)
-        tasks = [UnitTask(str(self.paths.root), config, source, u, digest, device, drops, self.run_id) for u in planned]
+        root, versions = str(self.paths.root), installed_versions()
+        tasks = [
+            UnitTask(root, config, source, unit, digest, device, drops, self.run_id, versions=versions)
+            for unit in planned
+        ]
         with ticker(node.key, len(tasks)) as progress:
             for task, result in cluster.run(tasks, self.stop.remaining_s):
                 self._record(node, task, result)

@@ -108,6 +108,10 @@ def plan_jobs(
             "An array shares the work without a scheduler, but the configuration names one.",
             "Leave out --array, or --cluster and --scheduler.",
         )
+    if set(str(target)) & set('"%\n'):
+        raise ConfigError(
+            f"--out {str(target.parent)!r} has a character that Slurm reads otherwise.", "Choose another."
+        )
     drives = config.is_queue or config.stands
     settings = config.jobs_of(gpu=not drives)
     if not (drives or settings.gpus or config.workers):

@@ -32,11 +32,15 @@ class Tally:
     """What ended a unit for good, by its name."""
     waiting: dict[str, str] = field(default_factory=dict)
     """Nodes that could not start, and for what they wait."""
+    gpus: set[str] = field(default_factory=set)
+    """GPUs that computed units, with the version of torch."""
     failed_images: Counter[str] = field(default_factory=Counter)
     """Images without a result by reason, from earlier runs too."""
 
     def add(self, node: str, report: UnitReport) -> None:
         """Count one committed unit; one that another run committed first is not ours."""
+        if report.on_gpu:
+            self.gpus.add(report.device)
         if not report.won:
             self.elsewhere[node] += 1
             return

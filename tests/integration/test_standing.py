@@ -267,7 +267,7 @@ def test_worker_that_is_ended_from_outside_costs_no_unit_and_changes_no_result(
 
 
 def test_worker_that_dies_while_its_nanny_lives_counts_against_its_unit(
-    study: Study, tls: Certificates, config: Path, tmp_path: Path, undisturbed: Digests
+    study: Study, tls: Certificates, config: Path, tmp_path: Path
 ) -> None:
     site = tmp_path / "site"
     env = faulty(site, SLOW.replace("time.sleep(2)", "if rows[0].row == 4: os.kill(os.getpid(), 9)"))
