@@ -23,8 +23,8 @@ MASKS = ("--stage", "masks")
 @pytest.fixture(scope="module", autouse=True)
 def short_jobs(new_study: NewStudy) -> Iterator[tuple[Study, Driver]]:
     """A run whose jobs are shorter than it; begun before the tests of this file, because it mostly waits."""
-    study = new_study(slow_s=6)
-    short = sets(minimum=1, maximum=1, walltime='"00:01:00"', margin_s=20)
+    study = new_study(slow_s=4)
+    short = sets(minimum=1, maximum=1, walltime='"00:01:00"', margin_s=25)
     with study.running(*MASKS, *short) as driver:
         yield study, driver
 

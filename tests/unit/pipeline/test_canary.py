@@ -17,8 +17,11 @@ import numpy as np
 import pytest
 
 from manifests.errors import ExitCode, StoreError
+from manifests.runs import installed_versions
 from pipeline import canary
-from pipeline.canary import CanaryError, meet_canary
+from pipeline.canary import CanaryError, WorkerRefusedError, check_versions, meet_canary
+from pipeline.execute import UnitTask, attempt_unit
+from pipeline.plan import PlannedUnit
 from stages.canary import SIDE_PX, TOLERANCE, canary_image, distance
 from tests.conftest import ROOT
 
@@ -187,3 +190,19 @@ def test_distance_is_relative_to_the_length_of_the_reference() -> None:
     assert distance(VECTOR, VECTOR) == 0
     assert distance(off_by(0.25), VECTOR) == pytest.approx(0.25, rel=1e-4)
     assert distance(7 * off_by(0.25), 7 * VECTOR) == pytest.approx(0.25, rel=1e-4)
+
+
+def test_worker_with_another_version_is_refused_by_the_package_s_name() -> None:
+    own = installed_versions()
+    check_versions(own)
+    check_versions({})
+    with pytest.raises(WorkerRefusedError, match=r"torch 2\S*; the driver has torch 1\.0"):
+        check_versions({**own, "torch": "1.0"})
+
+
+def test_unit_is_not_computed_by_a_worker_with_other_versions(tmp_path: Path) -> None:
+    planned = PlannedUnit("masks", "000000", "new", 0)
+    task = UnitTask(str(tmp_path / "none"), "{}", "", planned, "", "cpu", (), "run", versions={"zarr": "0.1"})
+    refused = attempt_unit(task)
+    assert isinstance(refused, WorkerRefusedError)
+    assert "driver has zarr 0.1" in str(refused)
