@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 import re
 from pathlib import Path
@@ -49,6 +50,12 @@ class JobSettings(Settings):
     """A worker takes no further unit this long before its walltime, in seconds: longer than a unit takes."""
     stagger_s: float = Field(default=60.0, ge=0)
     """Workers end up to so much earlier or later, so that not all end at once."""
+
+    @field_validator("walltime", mode="before")
+    @classmethod
+    def _from_toml(cls, value: object) -> object:
+        """TOML reads 04:00:00 without quotes as a time of the day."""
+        return value.isoformat() if isinstance(value, datetime.time) else value
 
     @field_validator("walltime")
     @classmethod

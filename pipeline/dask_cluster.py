@@ -197,6 +197,7 @@ class DaskCluster:
         for future in done:
             attempt = flying.pop(future)
             result = self._result(future, attempt)
+            future.release()  # a poll that timed out may still refer to it; a worker's end would have it computed anew
             if result is None:
                 self._submit(attempt, flying)
             else:

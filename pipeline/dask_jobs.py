@@ -21,11 +21,13 @@ from pipeline.cluster_config import ClusterConfig, JobSettings
 from pipeline.dask_cluster import UNITS_IN_FLIGHT, DaskCluster, Workforce
 from pipeline.dask_sites import LIBRARIES, ONE_DEATH, security_of
 from pipeline.logs import log
-from pipeline.worker import Prepare
+from pipeline.worker import STARTED, Life, Prepare
 
 QUEUE_CLASSES: Final = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster", "sge": "SGECluster"}
 LOST_S: Final = 15.0
 """A job is lost if its workers are gone for so long, in seconds; a process that died comes back sooner."""
+IDLE_S: Final = 60
+"""A job without work is given up after so many looks, one a second: the next stage may want it."""
 OWN_LOOK: Final = {"distributed.deploy.lost-worker-timeout": "1000 days"}
 """Dask's own look at lost workers, which knows nothing of jobs of several, would cancel the job that replaced one."""
 
@@ -118,9 +120,9 @@ def job_cluster(config: ClusterConfig, logs: Path, *, gpu: bool) -> Iterator[Das
         _without_keys_afterwards(cluster),
         Client(cluster, set_as_default=False) as client,
     ):
-        client.register_plugin(Prepare())
+        client.register_plugin(Prepare(Life(settings.lifetime_s, settings.stagger_s, settings.margin_s)))
         log.debug("job script:\n%s", cluster.job_script())
-        cluster.adapt(minimum_jobs=min(settings.minimum, most), maximum_jobs=most)
+        cluster.adapt(minimum_jobs=min(settings.minimum, most), maximum_jobs=most, wait_count=IDLE_S)
         hint = f"Look at the queue, and at the jobs' output in {logs}."
         yield DaskCluster(client, most * settings.workers, config.retries, Jobs(cluster, submissions, hint))
 
@@ -168,6 +170,7 @@ def _job_arguments(config: ClusterConfig, settings: JobSettings, logs: Path, *, 
     _check_interface(settings.interface)
     threads = [f"export {name}_NUM_THREADS={config.threads}" for name in LIBRARIES]
     quiet = "export DASK_LOGGING__DISTRIBUTED=warning"
+    started = f"export {STARTED}=$(date +%s)"
     arguments: dict[str, Any] = {
         "cores": settings.cores,
         "memory": settings.memory,
@@ -175,13 +178,12 @@ def _job_arguments(config: ClusterConfig, settings: JobSettings, logs: Path, *, 
         "walltime": settings.walltime.rpartition(":")[0] if config.kind == "lsf" else settings.walltime,
         "interface": settings.interface,
         "job_name": "medfocus-gpu" if gpu else "medfocus-cpu",
-        "job_script_prologue": [*threads, quiet, *settings.prologue],
+        "job_script_prologue": [started, *threads, quiet, *settings.prologue],
         "log_directory": str(logs),
         "shared_temp_directory": str(logs),
         "scheduler_options": {"interface": settings.interface, "dashboard_address": "127.0.0.1:0"},
         "worker_extra_args": [
             *("--nthreads", str(UNITS_IN_FLIGHT if gpu else 1)),
-            *("--lifetime", f"{settings.lifetime_s}s", "--lifetime-stagger", f"{settings.stagger_s}s"),
             *("--dashboard-address", "127.0.0.1:0"),
             *(("--resources", "GPU=1") if gpu else ()),
         ],

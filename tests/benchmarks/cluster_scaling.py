@@ -2,12 +2,14 @@
 
 `python -m tests.benchmarks.cluster_scaling [--json] [--units N] [--images M] [--empty N] [--rows N]`. Scaling is
 simulated: `Masks.process` of the workers is replaced by one that sleeps 50 ms an image and gives arrays of fill values
-on a canvas of 64 px. All the rest is real: Runner, Dask, store, commits, fsync. Sleeping workers hardly compete for this
-machine's cores. What is counted begins when every worker has ended a unit and ends when the queue is empty, so that
-neither the start nor the end of processes counts. `others` are the cores that processes beside this benchmark used
-meanwhile. Driver and scheduler are one process on one machine and with batch jobs; they are told apart on a cluster that
-stands (TLS, as in docs/cluster.md). An empty unit returns at once and stores nothing: what is left is driver and
-scheduler, with as many units in flight as 64 GPUs have. All times but `units/s` are processor times.
+on a canvas of 64 px. All else is real: Runner, Dask, store, commits, fsync. Sleeping workers hardly compete for cores.
+What is counted begins when every worker has ended a unit, and ends when the queue is empty, so that neither the start
+nor the end of processes counts. `others` are the cores that processes beside this benchmark used meanwhile.
+
+Driver and scheduler are one process on one machine and with batch jobs; they are told apart on a cluster that stands,
+with TLS as in docs/cluster.md. A `free` unit has one image, does not sleep and is stored. An `empty` one returns at once
+and stores nothing: what is left is driver and scheduler, with as many units in flight as 64 GPUs have. All times are
+processor times but those called wall, and `units/s`.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import time
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import dedent
@@ -90,15 +92,30 @@ PRELUDE = """
 """
 """First thing that a worker process runs; torch is imported here, so that no unit has to wait for it."""
 
+COMMAND = """
+    import atexit, json, resource, sys
+    from pathlib import Path
+
+    def told():
+        peak = Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]
+        print(json.dumps([*resource.getrusage(resource.RUSAGE_SELF)[:2], 1024 * int(peak)]), file=sys.stderr)
+
+    atexit.register(told)
+    from pipeline.cli import main
+    main()
+"""
+"""A command that says last what it used: processor seconds of user and system, and memory at most, in bytes."""
+
 ROWS = """
-    import json, resource, sys, time, psutil
+    import json, sys, time, psutil
     from pathlib import Path
     from manifests.drops import load_drops, load_rows
     from manifests.layout import DatasetPaths
 
     paths = DatasetPaths(Path(sys.argv[1]))
     (drop,), before, began = load_drops(paths), psutil.Process().memory_info().rss, time.process_time()
-    rows, peak = load_rows(paths, drop), 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    rows = load_rows(paths, drop)
+    peak = 1024 * int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
     found = time.process_time() - began, psutil.Process().memory_info().rss - before, peak - before
     print(json.dumps([value / len(rows) for value in found]))
 """
@@ -260,19 +277,17 @@ def plausible(spec: ArraySpec, rng: np.random.Generator) -> NDArray[Any]:
         return rng.standard_normal(shape).astype(np.float32)
     if len(spec.item_shape) < 2:
         return np.ones(shape, spec.dtype)
-    side = spec.item_shape[1] if spec.item_dims[0] != "y" else spec.item_shape[0]
-    packed, colour = spec.item_shape[-1] == side // 8, spec.item_shape[-1] == 3
-    y, x = np.ogrid[:side, :side]
-    n_discs = CHUNK * (spec.item_shape[0] if packed else 1)
-    centres, radii = rng.uniform(0.2 * side, 0.8 * side, (n_discs, 2)), rng.uniform(0.05 * side, 0.2 * side, n_discs)
-    discs = [np.hypot(y - at[0], x - at[1]) < radius for at, radius in zip(centres, radii, strict=True)]
+    packed, side = spec.dtype == "uint8" and spec.item_dims[0] != "y", spec.item_shape[1]
+    n_discs, steps = CHUNK * (spec.item_shape[0] if packed else 1), np.arange(side)
+    centres, radii = rng.integers(side // 5, 4 * side // 5, (n_discs, 2)), rng.integers(side // 20, side // 5, n_discs)
+    squares = (steps - centres[..., None]) ** 2
+    discs = squares[:, 0, :, None] + squares[:, 1, None, :] < radii[:, None, None] ** 2
     if packed:
-        return np.stack([np.packbits(disc, axis=-1) for disc in discs]).reshape(shape)
-    if colour:
-        return np.stack([disc[..., None] * rng.integers(96, 160, (side, side, 1), np.uint8) for disc in discs]) * (
-            np.ones(3, np.uint8)
-        )
-    return np.stack(discs)
+        return np.packbits(discs, axis=-1).reshape(shape)
+    if spec.item_shape[-1] != 3:
+        return np.asarray(discs)
+    grey = rng.integers(96, 160, (CHUNK, side, side, 1), np.uint8)
+    return np.repeat(discs[..., None] * grey, 3, axis=-1)
 
 
 def real_shapes() -> dict[str, dict[str, float]]:
@@ -299,3 +314,135 @@ def real_shapes() -> dict[str, dict[str, float]]:
             cost |= {"raw_bytes": raw, "bytes": sum(commit.sizes.values()), "record_bytes": record.stat().st_size}
             found[node.stage] = {"files": len(commit.sizes) + 1, **cost}
     return found
+
+
+def ask(code: str, *arguments: str) -> list[float]:
+    """Numbers that a process prints in its last line, median of three."""
+    command = [sys.executable, "-c", dedent(code), *arguments]
+    said = [subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT) for _ in range(3)]
+    return [
+        float(value) for value in np.median([json.loads((s.stdout + s.stderr).splitlines()[-1]) for s in said], axis=0)
+    ]
+
+
+def task_bytes(workspace: Workspace, node: Node) -> float:
+    """Memory that a unit costs the driver as long as a stage runs."""
+    tracemalloc.start()
+    planned, fixed = plan_map(workspace, node), ("", "", "")
+    tasks = [UnitTask(str(workspace.paths.root), *fixed[:2], u, fixed[2], "cpu", (), "") for u in planned]
+    held = tracemalloc.get_traced_memory()[0] / len(tasks)
+    tracemalloc.stop()
+    return held
+
+
+def planning(n_rows: int) -> dict[str, float]:
+    """What a row costs `plan`, `run` with nothing to do, the inventory and each worker that reads it."""
+    settings = [word for setting in plan_speed.SETTINGS for word in ("--set", setting)]
+    used: dict[tuple[str, int], list[float]] = {}
+    found: dict[str, float] = {}
+    with TemporaryDirectory(prefix="scaling-") as folder:
+        for n in (FEW_ROWS, n_rows):
+            paths = DatasetPaths(Path(folder, str(n), "set"))
+            plan_speed.make_drop(paths, n)
+            workspace = Workspace(paths, load_config(overrides=plan_speed.SETTINGS))
+            nodes = [node for node in workspace.nodes.values() if node.is_map]
+            found["task_bytes"] = task_bytes(workspace, nodes[0])
+            with patch("os.fsync"):
+                for node in nodes:
+                    plan_speed.commit_all(workspace, node)
+            for name in ("plan", "run"):
+                words = (name, "--stage", "embeddings", "--workdir", str(paths.root.parent), *settings)
+                used[name, n] = ask(COMMAND, *words)
+        inventory = paths.drop(workspace.drops[0].drop_id) / "inventory.csv"
+        found["inventory_bytes"] = inventory.stat().st_size / n_rows
+        found["load_s"], found["held_bytes"], found["peak_bytes"] = ask(ROWS, str(paths.root))
+    for name in ("plan", "run"):
+        more = np.subtract(used[name, n_rows], used[name, FEW_ROWS]) / (n_rows - FEW_ROWS)
+        found |= {f"{name}_s": float(more[0] + more[1]), f"{name}_bytes": float(more[2])}
+    return found
+
+
+def extrapolate(found: dict[str, dict[str, float]], stages: dict[str, dict[str, float]]) -> Iterator[tuple[str, str]]:
+    """What the figures say of many images on many GPUs, if all grows as it has begun."""
+    units, rate, rows = IMAGES / CHUNK, GPUS / (CHUNK * SLEEP_S), found["rows"]
+    for stage, a in stages.items():
+        size = units * (a["bytes"] + a["record_bytes"]) / 1e9
+        files = f"{units * a['files']:,.0f} files, {units:,.0f} folders in one, {units:,.0f} files in each array's"
+        yield f"{stage}: store", f"{files}; {size:,.0f} GB, {units * a['raw_bytes'] / 1e12:.1f} TB unpacked"
+    busy, rest = found["standing 8"], found["at rest"]["scheduler_cores_a_worker"]
+    scheduler = rate * (busy["scheduler_s"] - rest * busy["workers"] / busy["units_s"]) + rest * GPUS
+    one, two = found["empty, local"]["driver_s"], found["empty, standing"]
+    most = 1 / max(two["driver_s"], two["scheduler_s"])
+    yield "masks: store, 39 KiB an image", f"{39 * 1024 * IMAGES / 1e9:,.0f} GB (docs/performance.md, synthetic scenes)"
+    yield "events.jsonl", f"{units * busy['events_bytes'] / 1e6:,.0f} MB a stage"
+    yield "inventory.csv", f"{IMAGES * rows['inventory_bytes'] / 1e9:.1f} GB"
+    for name in ("plan", "run"):
+        cost = f"{IMAGES * rows[f'{name}_s']:,.0f} s, {IMAGES * rows[f'{name}_bytes'] / 1e9:.1f} GB of memory"
+        yield f"{name}, all committed", f"{cost}, beside its start (docs/performance.md: plan takes 100 s)"
+    held, peak = IMAGES * rows["held_bytes"] / 1e9, IMAGES * rows["peak_bytes"] / 1e9
+    yield "each worker process: inventory", f"{IMAGES * rows['load_s']:,.0f} s, {held:.1f} GB, at most {peak:.1f} GB"
+    yield "driver: tasks of a stage", f"{units * rows['task_bytes'] / 1e6:,.0f} MB"
+    yield "one stage", f"{IMAGES * SLEEP_S / GPUS / 3600:.1f} h at 50 ms an image and {rate:.0f} units/s"
+    yield "driver at that rate", f"{rate * busy['driver_s']:.1%} of a core"
+    yield "scheduler at that rate", f"{scheduler:.1%} of a core, {rest * GPUS:.1%} of it at rest"
+    yield "most, one process for both", f"{1 / one:,.0f} units/s: {GPUS / CHUNK * one * 1000:.1f} ms an image"
+    yield "most, two processes", f"{most:,.0f} units/s: {GPUS / CHUNK / most * 1000:.1f} ms an image"
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
+    """All runs, one after the other."""
+    (prelude := folder / "prelude").mkdir()
+    (prelude / "sitecustomize.py").write_text(dedent(PRELUDE))
+    full = {n: Load(n, options.units * n // WORKERS[-1], options.images, SLEEP_S) for n in WORKERS}
+    found = {f"local {n}": drive(load, prelude, LOCAL) for n, load in full.items()}
+    found["free, local"] = drive(Load(2, options.empty // 4, 1, 0.0), prelude, LOCAL)
+    found["empty, local"] = drive(Load(2, options.empty, 1, EMPTY, FLEET // 2), prelude, LOCAL)
+    loads = {"standing 8": full[8], "empty, standing": Load(8, options.empty, 1, EMPTY, FLEET // 8)}
+    found |= on_standing(folder / "standing", prelude, loads)
+    return {**found, "rows": planning(options.rows)}
+
+
+def show(found: dict[str, dict[str, float]], stages: dict[str, dict[str, float]]) -> None:
+    """Print what was measured, and what follows from it."""
+    print("measured                     units/s  efficiency  driver  scheduler  worker  publish, wall  others")
+    for name, a in found.items():
+        if "units_s" in a:
+            part = a["units_s"] / a["workers"] / found["local 1"]["units_s"] if a["sleep_s"] > 0 else None
+            times = "".join(f"{1000 * a[key]:8.1f} ms" for key in ("driver_s", "scheduler_s", "worker_s"))
+            share, publish = f"{part:11.0%}" if part else " " * 11, 1000 * a["publish_wall_s"]
+            print(f"{name:24} {a['units_s']:10.1f} {share} {times} {publish:10.1f} ms {a['others']:7.2f}")
+    a = found["local 8"]
+    print(f"a unit on disk: {a['files']:.0f} files, {a['bytes']:,.0f} bytes, {a['events_bytes']:.0f} in events.jsonl")
+    print(f"\n{CHUNK} images of 512 px     files      bytes   unpacked  commit.json  to publish     wall")
+    for stage, b in stages.items():
+        sizes = f"{b['bytes']:10,.0f} {b['raw_bytes']:10,.0f} {b['record_bytes']:12,.0f}"
+        print(f"{stage:24} {b['files']:5.0f} {sizes} {b['publish_s']:9.3f} s {b['publish_wall_s']:6.3f} s")
+    print("\na row costs: " + ", ".join(f"{key} {value:.3g}" for key, value in found["rows"].items()))
+    print(f"\nextrapolated to {IMAGES:,} images, {GPUS} GPUs, {CHUNK} images a unit, and in no way measured")
+    for what, value in extrapolate(found, stages):
+        print(f"{what:32} {value}")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--units", type=int, default=240, help="units for eight workers; fewer have fewer")
+    parser.add_argument("--images", type=int, default=8, help="images a unit")
+    parser.add_argument(
+        "--empty", type=int, default=2000, help="units without work, and four times those without sleep"
+    )
+    parser.add_argument("--rows", type=int, default=20_000, help="rows of the data set that is planned")
+    options, began, busy = parser.parse_args(), time.monotonic(), os.getloadavg()[0]
+    with TemporaryDirectory(prefix="scaling-") as folder:
+        found, stages = measure(options, Path(folder)), real_shapes()
+    seconds, cores = time.monotonic() - began, len(os.sched_getaffinity(0))
+    if options.json:
+        print(json.dumps({"measured": found, "stages": stages, "extrapolated": dict(extrapolate(found, stages))}))
+        return
+    show(found, stages)
+    print(f"\n{seconds:.0f} s on {cores} cores; load average {busy:.1f} before, {os.getloadavg()[0]:.1f} after")
+
+
+if __name__ == "__main__":
+    main()

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ read = ImageSource.read
 def slow(self, row):
     folder = pathlib.Path(os.environ["HOLD"])
     (folder / f"{os.environ.get('SLURM_JOB_ID', 'none')}-{os.getpid()}").touch()
+    with (folder / "reads").open("a") as stream:
+        stream.write(row.image_id + "\\n")
     while (folder / "hold").exists():
         time.sleep(0.05)
     time.sleep(float(os.environ["SLOW_S"]))
@@ -119,6 +122,10 @@ class Study:
         """Job and process of everyone who has begun to read an image."""
         names = (path.name.split("-") for path in self.gate.parent.glob("*-*"))
         return {(job, int(pid)) for job, pid in names if job != "none"}
+
+    def reads(self) -> Counter[str]:
+        """How often each image was begun to be read, by its id."""
+        return Counter((self.gate.parent / "reads").read_text().split())
 
     def jobs(self) -> dict[str, Mapping[str, str]]:
         """What Slurm knows of each job of this study, by its id (`12`, `12_1`), in order of submission."""

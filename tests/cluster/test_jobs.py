@@ -98,6 +98,7 @@ def test_jobs_whose_walltime_ends_are_followed_by_others(
     assert "left out" not in done.err
     committed = [event for event in study.events() if event["event"].startswith("committed")]
     assert len(committed) == IMAGES
+    assert study.reads().most_common(1)[0][1] == 1, "a unit at work was dropped when its job came to its end"
 
 
 def assert_listens_on_loopback_alone(driver: Driver, study: Study) -> None:

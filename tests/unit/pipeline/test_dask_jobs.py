@@ -16,6 +16,7 @@ import pytest
 from manifests.errors import ConfigError, RefusedError
 from pipeline.cluster_config import ClusterConfig, JobSettings, TlsSettings
 from pipeline.dask_jobs import Jobs, job_cluster
+from pipeline.worker import STARTED, Life, remaining_s
 from tests.integration.standing import Certificates
 
 WAIT_S = 60.0
@@ -155,10 +156,19 @@ def test_stages_without_a_model_ask_for_no_gpu(queue: Queue, opened: Any) -> Non
     assert worker(script)["--nthreads"] == "1"
 
 
-def test_worker_takes_no_further_unit_a_margin_before_its_walltime(queue: Queue, opened: Any) -> None:
+def test_worker_knows_when_its_job_began(queue: Queue, opened: Any) -> None:
     opened("slurm", {"walltime": "01:00:00", "margin_s": 600, "stagger_s": 30}, insecure=True)
-    options = worker(queue.scripts()[0])
-    assert (options["--lifetime"], options["--lifetime-stagger"]) == ("3000.0s", "30.0s")
+    (script,) = queue.scripts()
+    assert f"export {STARTED}=$(date +%s)" in script.splitlines()
+    assert "--lifetime" not in worker(script), "Dask would drop the unit at work"
+
+
+def test_worker_takes_no_further_unit_a_margin_before_the_walltime_of_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    life = Life(lifetime_s=3000, stagger_s=30, margin_s=600)
+    monkeypatch.setenv(STARTED, str(int(time.time()) - 1000))
+    assert all(1965 < remaining_s(life) < 2035 for _ in range(20))
+    monkeypatch.setenv(STARTED, str(int(time.time()) - 5000))
+    assert remaining_s(life) == 0
 
 
 @pytest.mark.parametrize(("queue", "kind"), [(k, k) for k in KINDS], indirect=["queue"])
