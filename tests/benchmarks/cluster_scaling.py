@@ -7,9 +7,10 @@ What is counted begins when every worker has ended a unit, and ends when the que
 nor the end of processes counts. `others` are the cores that processes beside this benchmark used meanwhile.
 
 Driver and scheduler are one process on one machine and with batch jobs; they are told apart on a cluster that stands,
-with TLS as in docs/cluster.md. A `free` unit has one image, does not sleep and is stored. An `empty` one returns at once
-and stores nothing: what is left is driver and scheduler, with as many units in flight as 64 GPUs have. All times are
-processor times but those called wall, and `units/s`.
+with TLS as in docs/cluster.md. A `free` unit has one image, does not sleep and is stored. An `empty` one does nothing
+and stores nothing: driver and scheduler alone are left, with as many units in flight as 64 GPUs have. `model` is the
+share of their time that workers spend in the model; `efficiency` is against one worker, measured first and last.
+All times are processor times but those called wall, and `units/s`.
 """
 
 from __future__ import annotations
@@ -216,7 +217,7 @@ class Watched(Runner):
         """What each unit cost in the time between."""
         if self.first is None or self.last is None or self.last.done <= self.first.done:
             raise RuntimeError(f"{self.load}: a worker had no unit before the queue was empty; give more --units")
-        return {"publish_wall_s": statistics.median(self.publish), **self.last.since(self.first)}
+        return {"publish_s": statistics.median(self.publish), **self.last.since(self.first)}
 
 
 def make_units(paths: DatasetPaths, units: int, images: int) -> None:
@@ -304,7 +305,8 @@ def real_shapes() -> dict[str, dict[str, float]]:
             items = tuple(ItemOutcome(row.row, row.image_id, Status.OK) for row in workspace.chunk_rows(chunk))
             result = UnitResult({spec.name: plausible(spec, rng) for spec in stage.outputs()}, items)
             began, began_wall = time.process_time(), time.perf_counter()
-            publish_chunk(store, chunk, result)
+            with patch("os.fsync", wraps=os.fsync) as sync:
+                publish_chunk(store, chunk, result)
             cost = {"publish_s": time.process_time() - began, "publish_wall_s": time.perf_counter() - began_wall}
             commit = workspace.commit(node, chunk.unit, drop.drop_id)
             if commit is None:
@@ -312,7 +314,7 @@ def real_shapes() -> dict[str, dict[str, float]]:
             record = store.root / "commits" / chunk.unit / "commit.json"
             raw = sum(array.nbytes for array in result.arrays.values())
             cost |= {"raw_bytes": raw, "bytes": sum(commit.sizes.values()), "record_bytes": record.stat().st_size}
-            found[node.stage] = {"files": len(commit.sizes) + 1, **cost}
+            found[node.stage] = {"files": len(commit.sizes) + 1, "syncs": sync.call_count, **cost}
     return found
 
 
@@ -365,28 +367,31 @@ def planning(n_rows: int) -> dict[str, float]:
 def extrapolate(found: dict[str, dict[str, float]], stages: dict[str, dict[str, float]]) -> Iterator[tuple[str, str]]:
     """What the figures say of many images on many GPUs, if all grows as it has begun."""
     units, rate, rows = IMAGES / CHUNK, GPUS / (CHUNK * SLEEP_S), found["rows"]
+    yield "one stage", f"{units:,.0f} units, {rate:.0f} a second, {IMAGES * SLEEP_S / GPUS / 3600:.1f} h"
     for stage, a in stages.items():
         size = units * (a["bytes"] + a["record_bytes"]) / 1e9
-        files = f"{units * a['files']:,.0f} files, {units:,.0f} folders in one, {units:,.0f} files in each array's"
-        yield f"{stage}: store", f"{files}; {size:,.0f} GB, {units * a['raw_bytes'] / 1e12:.1f} TB unpacked"
-    busy, rest = found["standing 8"], found["at rest"]["scheduler_cores_a_worker"]
-    scheduler = rate * (busy["scheduler_s"] - rest * busy["workers"] / busy["units_s"]) + rest * GPUS
-    one, two = found["empty, local"]["driver_s"], found["empty, standing"]
-    most = 1 / max(two["driver_s"], two["scheduler_s"])
-    yield "masks: store, 39 KiB an image", f"{39 * 1024 * IMAGES / 1e9:,.0f} GB (docs/performance.md, synthetic scenes)"
-    yield "events.jsonl", f"{units * busy['events_bytes'] / 1e6:,.0f} MB a stage"
+        files = f"{units * a['files'] / 1e6:.2f} million files, {units:,.0f} in each of {a['files']:.0f} folders"
+        yield f"{stage}, store", f"{files}; {size:,.0f} GB; {rate * a['syncs']:.0f} fsync a second"
+    yield "masks, store by the docs", f"{39 * 1024 * IMAGES / 1e9:,.0f} GB (docs/performance.md: 39 KiB an image)"
+    yield "events.jsonl, a stage", f"{units * found['local 8']['events_bytes'] / 1e6:,.0f} MB"
     yield "inventory.csv", f"{IMAGES * rows['inventory_bytes'] / 1e9:.1f} GB"
-    for name in ("plan", "run"):
-        cost = f"{IMAGES * rows[f'{name}_s']:,.0f} s, {IMAGES * rows[f'{name}_bytes'] / 1e9:.1f} GB of memory"
-        yield f"{name}, all committed", f"{cost}, beside its start (docs/performance.md: plan takes 100 s)"
+    for name, docs in (("plan", " (docs/performance.md: 100 s)"), ("run", "")):
+        cost = f"{IMAGES * rows[f'{name}_s']:,.0f} s{docs}, {IMAGES * rows[f'{name}_bytes'] / 1e9:.1f} GB"
+        yield f"{name}, two stages committed", f"{cost}, beside what its start costs"
     held, peak = IMAGES * rows["held_bytes"] / 1e9, IMAGES * rows["peak_bytes"] / 1e9
-    yield "each worker process: inventory", f"{IMAGES * rows['load_s']:,.0f} s, {held:.1f} GB, at most {peak:.1f} GB"
-    yield "driver: tasks of a stage", f"{units * rows['task_bytes'] / 1e6:,.0f} MB"
-    yield "one stage", f"{IMAGES * SLEEP_S / GPUS / 3600:.1f} h at 50 ms an image and {rate:.0f} units/s"
-    yield "driver at that rate", f"{rate * busy['driver_s']:.1%} of a core"
-    yield "scheduler at that rate", f"{scheduler:.1%} of a core, {rest * GPUS:.1%} of it at rest"
-    yield "most, one process for both", f"{1 / one:,.0f} units/s: {GPUS / CHUNK * one * 1000:.1f} ms an image"
-    yield "most, two processes", f"{most:,.0f} units/s: {GPUS / CHUNK / most * 1000:.1f} ms an image"
+    yield "inventory in each worker", f"{IMAGES * rows['load_s']:,.0f} s, {held:.0f} GB, {peak:.0f} GB at most"
+    yield "driver's tasks, a stage", f"{units * rows['task_bytes'] / 1e6:,.0f} MB"
+    busy, rest = found["standing 8"], found["at rest"]["scheduler_cores_a_worker"]
+    scheduler = rate * (busy["scheduler_s"] - rest * busy["workers"] / busy["units_s"])
+    idle = f"{rest * GPUS:.0%} at most for {GPUS} workers at rest"  # Dask lets many workers speak up less often
+    yield "driver at that rate", f"{rate * busy['driver_s']:.0%} of a core"
+    yield "scheduler at that rate", f"{scheduler:.0%} of a core for units, {idle}"
+    one, two = found["empty, local"]["driver_s"], found["empty, standing"]
+    for name, unit_s in (("one process", one), ("two", max(two["driver_s"], two["scheduler_s"]))):
+        feeds = (
+            f"{GPUS} GPUs at {1000 * unit_s * GPUS / CHUNK:.1f} ms an image, {CHUNK * SLEEP_S / unit_s:,.0f} at 50 ms"
+        )
+        yield f"driver and scheduler, {name}", f"{1 / unit_s:,.0f} units/s at most: {feeds}"
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
@@ -395,6 +400,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, fl
     (prelude / "sitecustomize.py").write_text(dedent(PRELUDE))
     full = {n: Load(n, options.units * n // WORKERS[-1], options.images, SLEEP_S) for n in WORKERS}
     found = {f"local {n}": drive(load, prelude, LOCAL) for n, load in full.items()}
+    found["local 1, again"] = drive(full[1], prelude, LOCAL)
     found["free, local"] = drive(Load(2, options.empty // 4, 1, 0.0), prelude, LOCAL)
     found["empty, local"] = drive(Load(2, options.empty, 1, EMPTY, FLEET // 2), prelude, LOCAL)
     loads = {"standing 8": full[8], "empty, standing": Load(8, options.empty, 1, EMPTY, FLEET // 8)}
@@ -404,23 +410,31 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, fl
 
 def show(found: dict[str, dict[str, float]], stages: dict[str, dict[str, float]]) -> None:
     """Print what was measured, and what follows from it."""
-    print("measured                     units/s  efficiency  driver  scheduler  worker  publish, wall  others")
+    one = (found["local 1"]["units_s"] + found["local 1, again"]["units_s"]) / 2
+    print("measured              units/s  efficiency  model    driver  scheduler    worker  publish, wall  others")
     for name, a in found.items():
         if "units_s" in a:
-            part = a["units_s"] / a["workers"] / found["local 1"]["units_s"] if a["sleep_s"] > 0 else None
-            times = "".join(f"{1000 * a[key]:8.1f} ms" for key in ("driver_s", "scheduler_s", "worker_s"))
-            share, publish = f"{part:11.0%}" if part else " " * 11, 1000 * a["publish_wall_s"]
-            print(f"{name:24} {a['units_s']:10.1f} {share} {times} {publish:10.1f} ms {a['others']:7.2f}")
+            each, sleeps = a["units_s"] / a["workers"], a["sleep_s"] > 0
+            shares = f"{each / one:11.0%} {each * a['images'] * a['sleep_s']:6.0%}" if sleeps else " " * 18
+            driver, scheduler, worker, publish = (
+                f"{1000 * a[key]:.1f} ms" if a[key] else ""
+                for key in ("driver_s", "scheduler_s", "worker_s", "publish_s")
+            )
+            times = f"{driver:>9} {scheduler:>10} {worker:>9} {publish:>14}"
+            print(f"{name:20} {a['units_s']:8.1f} {shares} {times} {a['others']:7.2f}")
     a = found["local 8"]
-    print(f"a unit on disk: {a['files']:.0f} files, {a['bytes']:,.0f} bytes, {a['events_bytes']:.0f} in events.jsonl")
-    print(f"\n{CHUNK} images of 512 px     files      bytes   unpacked  commit.json  to publish     wall")
+    print(
+        f"a unit on disk: {a['files']:.0f} files, {a['bytes']:,.0f} bytes; events.jsonl: {a['events_bytes']:.0f} bytes"
+    )
+    print(f"\n{CHUNK} images of 512 px  files  syncs      bytes    unpacked  commit.json     publish    wall")
     for stage, b in stages.items():
-        sizes = f"{b['bytes']:10,.0f} {b['raw_bytes']:10,.0f} {b['record_bytes']:12,.0f}"
-        print(f"{stage:24} {b['files']:5.0f} {sizes} {b['publish_s']:9.3f} s {b['publish_wall_s']:6.3f} s")
-    print("\na row costs: " + ", ".join(f"{key} {value:.3g}" for key, value in found["rows"].items()))
-    print(f"\nextrapolated to {IMAGES:,} images, {GPUS} GPUs, {CHUNK} images a unit, and in no way measured")
+        sizes = f"{b['bytes']:10,.0f} {b['raw_bytes']:11,.0f} {b['record_bytes']:12,.0f}"
+        times = f"{1000 * b['publish_s']:8.0f} ms {1000 * b['publish_wall_s']:4.0f} ms"
+        print(f"{stage:20} {b['files']:6.0f} {b['syncs']:6.0f} {sizes} {times}")
+    print("\na row, or a task, costs: " + ", ".join(f"{key} {value:.3g}" for key, value in found["rows"].items()))
+    print(f"\nextrapolated, not measured: {IMAGES:,} images, {GPUS} GPUs, {CHUNK} images a unit")
     for what, value in extrapolate(found, stages):
-        print(f"{what:32} {value}")
+        print(f"{what:31} {value}")
 
 
 def main() -> None:

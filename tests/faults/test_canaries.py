@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -63,18 +62,13 @@ def fresh(cli: Cli, phantom_folder: Path, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="module")
 def undisturbed(fresh: Study) -> Digests:
     """Digests of all embeddings, by sound processes."""
-    work = fresh.work.with_name("undisturbed")
-    shutil.copytree(fresh.work, work)
-    done = Study(fresh.cli, work, fresh.source).run("--stage", "embeddings")
-    assert done.code == 0, done.err
-    return digests(work / "phantoms")
+    return fresh.undisturbed("--stage", "embeddings")
 
 
 @pytest.fixture
 def study(fresh: Study, tmp_path: Path) -> Study:
     """A copy of the study with its masks."""
-    shutil.copytree(fresh.work, tmp_path / "work")
-    return Study(fresh.cli, tmp_path / "work", fresh.source)
+    return fresh.copied(tmp_path / "work")
 
 
 def on_two_workers(study: Study) -> tuple[object, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import shutil
 import signal
 import subprocess
 import sys
@@ -82,18 +81,13 @@ def fresh(cli: Cli, phantom_folder: Path, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="module")
 def undisturbed(fresh: Study) -> dict[str, dict[str, str]]:
     """Digests of a whole quick run of that study."""
-    work = fresh.work.with_name("undisturbed")
-    shutil.copytree(fresh.work, work)
-    done = Study(fresh.cli, work, fresh.source).run()
-    assert done.code == 0, done.err
-    return digests(work / "phantoms")
+    return fresh.undisturbed()
 
 
 @pytest.fixture
 def study(fresh: Study, tmp_path: Path) -> Study:
     """A copy of the study that was never run."""
-    shutil.copytree(fresh.work, tmp_path / "work")
-    return Study(fresh.cli, tmp_path / "work", fresh.source)
+    return fresh.copied(tmp_path / "work")
 
 
 def of_masks(found: Mapping[str, dict[str, str]]) -> dict[str, dict[str, str]]:

@@ -39,6 +39,18 @@ class Study:
     def run(self, *more: object, settings: tuple[str, ...] = QUICK) -> Finished:
         return self.cli("run", "--workdir", self.work, "--cluster", "inline", *settings, *more)
 
+    def copied(self, work: Path) -> Study:
+        """A copy with the same source."""
+        shutil.copytree(self.work, work)
+        return Study(self.cli, work, self.source)
+
+    def undisturbed(self, *more: object) -> dict[str, dict[str, str]]:
+        """Digests of a copy beside it after a run to which nothing happened."""
+        copy = self.copied(self.work.with_name("undisturbed"))
+        done = copy.run(*more)
+        assert done.code == 0, done.err
+        return digests(copy.dataset)
+
 
 @pytest.fixture(scope="module")
 def finished(cli: Cli, phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:

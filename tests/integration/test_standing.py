@@ -55,18 +55,13 @@ def fresh(cli: Cli, phantom_folder: Path, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="module")
 def undisturbed(fresh: Study) -> Digests:
     """Digests of a whole quick run inline of that study."""
-    work = fresh.work.with_name("undisturbed")
-    shutil.copytree(fresh.work, work)
-    done = Study(fresh.cli, work, fresh.source).run()
-    assert done.code == 0, done.err
-    return digests(work / "phantoms")
+    return fresh.undisturbed()
 
 
 @pytest.fixture
 def study(fresh: Study, tmp_path: Path) -> Study:
     """A copy of the study that was never run."""
-    shutil.copytree(fresh.work, tmp_path / "work")
-    return Study(fresh.cli, tmp_path / "work", fresh.source)
+    return fresh.copied(tmp_path / "work")
 
 
 @pytest.fixture
@@ -105,8 +100,7 @@ def test_cluster_stands_after_a_run_and_serves_the_next_with_the_same_processes(
 ) -> None:
     served = []
     for name in ("first", "second"):
-        shutil.copytree(fresh.work, tmp_path / name)
-        study = Study(fresh.cli, tmp_path / name, fresh.source)
+        study = fresh.copied(tmp_path / name)
         done = study.cli(*on(cluster, study, "--config", config, "--stage", "masks"))
         assert done.code == 0, done.err
         assert digests(study.dataset) == of_masks(undisturbed)
