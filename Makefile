@@ -22,7 +22,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 test: setup
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 --cov --cov-report=term:skip-covered
 
 test-quick: setup
 	$(BIN)/python -m pytest -m 'not slow' tests/unit

@@ -21,7 +21,10 @@ from pipeline.logs import log
 UNITS_IN_FLIGHT: Final = 2
 """Units a worker holds at most: one that computes and one that waits, or is read meanwhile."""
 GPU_SHARE: Final = 1 / UNITS_IN_FLIGHT
-"""Of a worker's resource `GPU=1` that a unit asks for, so that the next one is read while this one computes."""
+"""Of a worker's resource `GPU=1` that a chunk asks for, so that the next one is read while this one computes.
+
+A cell asks for all of it: some draw random numbers that a whole process shares.
+"""
 MOST_POISON: Final = 8
 """Images of one chunk that are left out at most; where more kill the process, something else is wrong."""
 MOST_ENDED: Final = 20
@@ -181,7 +184,8 @@ class DaskCluster:
                 return RuntimeError("stopped by a signal")
 
     def _submit(self, attempt: _Attempt, flying: dict[Any, _Attempt]) -> None:
-        resources = {"GPU": GPU_SHARE} if attempt.task.device == "cuda" else None
+        share = GPU_SHARE if attempt.task.planned.chunk else 1
+        resources = {"GPU": share} if attempt.task.device == "cuda" else None
         future = self._client.submit(
             attempt_unit, attempt.task, key=attempt.key, pure=False, retries=self._retries, resources=resources
         )
