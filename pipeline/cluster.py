@@ -95,6 +95,7 @@ class Clusters:
         gpu : bool
             Whether units want a GPU.
         """
+        gpu = gpu and not self._config.stands  # there, units that want a GPU say so one by one
         if gpu not in self._open:
             if self._config.is_queue:  # jobs that hold GPUs do not wait while others work
                 self._stack.close()

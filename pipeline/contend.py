@@ -42,15 +42,22 @@ def try_file_system(folder: Path) -> int:
     """
     store = _store(folder)
     writers = [_writer(folder, seed) for seed in range(WRITERS)]
-    for number in range(KILLS):
-        _wait_for(store.root, (number + 1) * KILL_EVERY)
-        victim = number % WRITERS
-        writers[victim].send_signal(signal.SIGKILL)
-        writers[victim].wait()
-        writers[victim] = _writer(folder, WRITERS + number)
-    for writer in writers:
-        if writer.wait():
-            raise OSError(f"a writer ended with {writer.returncode}")
+    try:
+        for number in range(KILLS):
+            _wait_for(store.root, (number + 1) * KILL_EVERY)
+            victim = number % WRITERS
+            writers[victim].send_signal(signal.SIGKILL)
+            writers[victim].wait()
+            writers[victim] = _writer(folder, WRITERS + number)
+        for writer in writers:
+            if writer.wait(PATIENCE_S):
+                raise OSError(f"a writer ended with {writer.returncode}")
+    except subprocess.TimeoutExpired:
+        raise OSError(f"writers are not done within {PATIENCE_S} s") from None
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.wait()
     problems = [f"{damage.path}: {damage.problem}" for damage in verify(store.root)]
     for chunk in _chunks():
         values = np.unique(read_rows(store, chunk)["value"]).tolist()

@@ -6,13 +6,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from distributed import Client, KilledWorker, wait
+from distributed import Client, CommClosedError, KilledWorker, wait
 from distributed.client import TimeoutError as WaitTimeoutError
 
-from manifests.errors import PipelineError
+from manifests.errors import PipelineError, RefusedError
 from pipeline.canary import WorkerRefusedError
 from pipeline.cluster import Outcome, Stopping
 from pipeline.execute import UnitReport, UnitTask, attempt_unit
@@ -63,7 +64,9 @@ class Workforce:
     """The worker processes of a cluster, as far as the driver sees to them; those of this machine need nothing."""
 
     elastic = False
-    """Whether further workers may come."""
+    """Whether a worker that is sent away is followed by another."""
+    come_and_go = False
+    """Whether the number of workers is for others to say."""
     hint = ""
     """Where to look if none comes."""
 
@@ -111,7 +114,8 @@ class DaskCluster:
         self._client = client
         self._retries = retries
         self._workforce = workforce
-        self._refused = 0
+        self._refused: set[str] = set()
+        """Workers that were sent away."""
         self._gone: set[str] = set()
         """Nannies that are gone."""
         self._looked = self._seen = time.monotonic()
@@ -198,6 +202,10 @@ class DaskCluster:
                 done = list(wait(list(flying), timeout=POLL_S, return_when="FIRST_COMPLETED").done)
         except WaitTimeoutError:
             done = []
+        except (CancelledError, CommClosedError) as error:
+            raise RefusedError(
+                "The Dask scheduler is gone.", "What was committed stands: run the same command again."
+            ) from error
         for future in done:
             attempt = flying.pop(future)
             result = self._result(future, attempt)
@@ -214,14 +222,18 @@ class DaskCluster:
             return
         self._looked = now
         self._workforce.look_after()
-        if self._n_workers():
+        connected = self._connected()
+        if self._workforce.come_and_go:
+            self.workers = max(1, len(connected))
+        if connected:
             self._seen = now
         elif now - self._seen >= PATIENCE_S:
             self._seen = now
             log.warning("no worker is connected; units wait. %s", self._workforce.hint)
 
-    def _n_workers(self) -> int:
-        return len(self._client.scheduler_info(n_workers=-1)["workers"])
+    def _connected(self) -> set[str]:
+        """Addresses of the workers."""
+        return set(self._client.scheduler_info(n_workers=-1)["workers"])
 
     def _result(self, future: Any, attempt: _Attempt) -> UnitReport | Exception | None:
         """What became of a unit; None if it must be tried again."""
@@ -271,11 +283,13 @@ class DaskCluster:
 
     def _refuse(self, error: WorkerRefusedError, future: Any, attempt: _Attempt) -> WorkerRefusedError | None:
         """Send away a worker that may not add to the store; its unit goes to another, if there is one."""
-        addresses = [address for holders in self._client.who_has([future]).values() for address in holders]
-        self._client.retire_workers(addresses, close_workers=True)
-        self._refused += 1
+        addresses = {address for holders in self._client.who_has([future]).values() for address in holders}
+        future.release()  # nobody is to keep the answer of a worker that goes
+        self._client.retire_workers(list(addresses), close_workers=True)
+        self._refused |= addresses
         attempt.ended += 1
-        if self._refused > MOST_REFUSED or not (self._workforce.elastic or self._n_workers()):
+        left = self._connected() - self._refused
+        if len(self._refused) > MOST_REFUSED or not (left or self._workforce.elastic):
             return error
         log.error("a worker is refused: %s", error)
         return None

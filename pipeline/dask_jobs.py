@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import socket
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
 import dask
 import psutil
-from distributed import Client, Status
+from distributed import Adaptive, Client, Status
 
 from manifests.errors import ConfigError, RefusedError
 from pipeline.cluster_config import ClusterConfig, JobSettings
@@ -30,6 +33,25 @@ IDLE_S: Final = 60
 """A job without work is given up after so many looks, one a second: the next stage may want it."""
 OWN_LOOK: Final = {"distributed.deploy.lost-worker-timeout": "1000 days"}
 """Dask's own look at lost workers, which knows nothing of jobs of several, would cancel the job that replaced one."""
+
+
+def job_of(worker: Any, *, shared: bool) -> str:
+    """Name of a worker's job, which ends its own name where several workers share one."""
+    name = str(worker.name)
+    return name.rpartition("-")[0] if shared else name
+
+
+class WholeJobs(Adaptive):  # type: ignore[misc]  # distributed has no types
+    """Gives up a job only if none of its workers has work: the queue knows jobs, Dask would choose among workers."""
+
+    async def scale_down(self, workers: Collection[Any]) -> None:
+        """Leave out workers whose job has another one that is wanted."""
+        idle, whole = set(workers), []
+        for job, spec in self.cluster.worker_spec.items():
+            members = {f"{job}{suffix}" for suffix in spec.get("group", [""])}
+            whole += sorted(members) if members <= idle else []
+        if whole:
+            await super().scale_down(whole)
 
 
 class Submissions:
@@ -83,8 +105,9 @@ class Jobs(Workforce):
                 self._seen[name] = now
             elif job.job_id is None or now - self._seen.get(name, now) >= LOST_S:
                 self._seen.pop(name, None)
-                del cluster.workers[name]
-                await job.close()
+                if cluster.workers.pop(name, None) is not None:
+                    with suppress(OSError, RuntimeError):  # the queue may be away for a moment, or know it no more
+                        await job.close()
         cluster.scale(jobs=len(cluster.worker_spec))
 
 
@@ -114,17 +137,37 @@ def job_cluster(config: ClusterConfig, logs: Path, *, gpu: bool) -> Iterator[Das
     submissions, queue_class = Submissions(), _queue_class(config.kind)
     with (
         dask.config.set({**ONE_DEATH, **OWN_LOOK}),
-        queue_class(
-            job_cls=_noting(queue_class.job_cls, submissions), **_job_arguments(config, settings, logs, gpu=gpu)
-        ) as cluster,
+        _started(queue_class, submissions, _job_arguments(config, settings, logs, gpu=gpu)) as cluster,
         _without_keys_afterwards(cluster),
         Client(cluster, set_as_default=False) as client,
     ):
-        client.register_plugin(Prepare(Life(settings.lifetime_s, settings.stagger_s, settings.margin_s)))
-        log.debug("job script:\n%s", cluster.job_script())
-        cluster.adapt(minimum_jobs=min(settings.minimum, most), maximum_jobs=most, wait_count=IDLE_S)
+        client.register_plugin(Prepare(Life(settings.lifetime_s, settings.stagger_s, settings.walltime_s)))
+        cluster.adapt(
+            Adaptive=WholeJobs,
+            minimum_jobs=min(settings.minimum, most),
+            maximum_jobs=most,
+            wait_count=IDLE_S,
+            worker_key=partial(job_of, shared=settings.workers > 1),
+        )
         hint = f"Look at the queue, and at the jobs' output in {logs}."
         yield DaskCluster(client, most * settings.workers, config.retries, Jobs(cluster, submissions, hint))
+
+
+def _started(queue_class: Any, submissions: Submissions, arguments: dict[str, Any]) -> Any:
+    """The batch system's cluster, with a scheduler that listens.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be started: certificates that do not fit, or no `cryptography` to make some.
+    """
+    try:
+        return queue_class(job_cls=_noting(queue_class.job_cls, submissions), **arguments)
+    except (RuntimeError, OSError, ImportError, ValueError) as error:
+        said = str(error).splitlines()[0]
+        raise ConfigError(
+            f"The scheduler for the jobs cannot be started: {said}.", "Check [cluster.tls] and [cluster.jobs]."
+        ) from error
 
 
 @contextmanager
@@ -168,6 +211,7 @@ def _noting(job_class: Any, submissions: Submissions) -> Any:
 def _job_arguments(config: ClusterConfig, settings: JobSettings, logs: Path, *, gpu: bool) -> dict[str, Any]:
     """What dask-jobqueue is told; keys that are left out come from the site's own jobqueue.yaml."""
     _check_interface(settings.interface)
+    _check_written(config, settings, logs)
     threads = [f"export {name}_NUM_THREADS={config.threads}" for name in LIBRARIES]
     quiet = "export DASK_LOGGING__DISTRIBUTED=warning"
     started = f"export {STARTED}=$(date +%s)"
@@ -211,6 +255,22 @@ def _gpu_arguments(kind: str, settings: JobSettings) -> dict[str, Any]:
         return {"resource_spec": spec, "job_extra_directives": own}
     asked = {"slurm": f"--gres=gpu:{settings.gpus}", "lsf": f'-gpu "num={settings.gpus}"'}
     return {"job_extra_directives": [asked.get(kind, f"-l gpu={settings.gpus}"), *own]}
+
+
+def _check_written(config: ClusterConfig, settings: JobSettings, logs: Path) -> None:
+    """Refuse paths that dask-jobqueue, which quotes nothing, would write into a script that means something else."""
+    tls = config.tls
+    for path in (logs, sys.executable, settings.local_directory, tls.ca or "", tls.cert or "", tls.key or ""):
+        if wrong := re.search(r"[^\w./@%+=:,-]", str(path)):
+            raise ConfigError(
+                f"{str(path)!r} has {wrong[0]!r}, which a job's script cannot hold.", "Use folders without such names."
+            )
+    if settings.lifetime_s - settings.stagger_s <= 0:
+        raise ConfigError(
+            f"cluster.jobs.walltime = {settings.walltime!r} leaves nothing before margin_s = {settings.margin_s:g} and "
+            f"stagger_s = {settings.stagger_s:g}.",
+            "Give jobs more time, or shorten the margin to what a unit takes.",
+        )
 
 
 def _check_interface(name: str) -> None:

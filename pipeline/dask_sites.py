@@ -86,10 +86,19 @@ class Standing:
 
 
 class Visitors(Workforce):
-    """Workers of a cluster that others started; more may come."""
+    """Workers of a cluster that others started; more may come.
 
-    elastic = True
+    Parameters
+    ----------
+    come_and_go : bool
+        As many units are in flight as the workers of the moment can hold.
+    """
+
     hint = "Start workers for this scheduler: dask worker ADDRESS --nthreads 1"
+
+    def __init__(self, *, come_and_go: bool) -> None:
+        super().__init__()
+        self.come_and_go = come_and_go
 
 
 def look_at_standing(config: ClusterConfig) -> Standing:
@@ -126,9 +135,9 @@ def standing_cluster(config: ClusterConfig) -> Iterator[DaskCluster]:
         client.register_plugin(plugin)
         try:
             workers = config.workers or max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
-            yield DaskCluster(client, workers, config.retries, Visitors())
+            yield DaskCluster(client, workers, config.retries, Visitors(come_and_go=not config.workers))
         finally:
-            with suppress(OSError, TimeoutError):
+            with suppress(OSError, TimeoutError, ValueError):
                 client.unregister_worker_plugin(plugin.name)
 
 

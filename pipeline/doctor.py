@@ -19,7 +19,6 @@ from manifests.disk import sync_folder, write_synced
 from manifests.errors import PipelineError
 from manifests.runs import PACKAGES, installed_versions
 from pipeline.canary import device_name
-from pipeline.cluster import choose_device
 from pipeline.cluster_config import ClusterConfig
 from pipeline.config import RunConfig
 from pipeline.contend import KILLS, WRITERS, try_file_system
@@ -73,7 +72,7 @@ def examine(workdir: Path, config: RunConfig) -> Iterator[Check]:
 def _attempt(name: str, check: Callable[[], str]) -> Check:
     try:
         return Check(name, ok=True, detail=check())
-    except (PipelineError, OSError) as error:
+    except (PipelineError, OSError, RuntimeError) as error:
         return Check(name, ok=False, detail=str(error))
 
 
@@ -162,7 +161,7 @@ def _canary(config: RunConfig) -> str:
     """The model that makes embeddings sees the canary as it did when its vector was recorded, if it was."""
     from stages.models.clip import load_clip
 
-    model, device = config.embeddings.model, choose_device(config.cluster) if not config.cluster.stands else "cpu"
+    model, device = config.embeddings.model, "cuda" if visible_gpus() and config.cluster.device != "cpu" else "cpu"
     known, here = known_canary(model), device_name(device)
     features = known.features if known else config.embeddings.features
     clip = load_clip(model, device, config.embeddings.precision)

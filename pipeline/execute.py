@@ -85,8 +85,8 @@ def _workspace(dataset_root: str, config: str, source: str, drops: tuple[str, ..
     return Workspace(paths, RunConfig.model_validate_json(config), Path(source) if source else None, drops)
 
 
-_LOADED: dict[tuple[str, str], MapStage] = {}
-"""The one map stage whose model this process holds, by (fingerprint, device)."""
+_LOADED: dict[tuple[Any, ...], MapStage] = {}
+"""The one map stage whose model this process holds, by its folder, its device, and how it is run."""
 _LOADING = threading.Lock()
 
 
@@ -167,13 +167,14 @@ def _read(workspace: Workspace, key: str, chunk: Chunk) -> ChunkArrays:
 
 def _loaded(workspace: Workspace, node: Node, device: str) -> MapStage:
     """The stage with its model, loaded once in a process and compared with the models of other processes."""
-    key = (workspace.fingerprint(node), device)
+    folder, cluster = workspace.paths.stage(node.stage, workspace.fingerprint(node)), workspace.config.cluster
+    key = (folder, device, cluster.batch_items, cluster.compiled)
     with _LOADING:
         if key not in _LOADED:
             stage = workspace.map_stage(node)
             stage.load(device)
             precision = getattr(node.settings, "precision", "float32")
-            meet_canary(workspace.paths.stage(node.stage, key[0]), stage, precision, device)
+            meet_canary(folder, stage, precision, device)
             _LOADED.clear()
             _LOADED[key] = stage
         return _LOADED[key]

@@ -23,6 +23,8 @@ SCORED_STAGES = ("probes", "baselines", "finetune", "slca", "lora")
 """Their cells have scores."""
 MODEL_STAGES = ("proposals", "tokens", "embeddings", "grids", "baselines", "finetune", "slca", "lora")
 """Their units take images through a model or train one: on a GPU, if there is one."""
+RANKING = "clip-rank"
+"""The mask policy that has a model."""
 STAGE_CHOICES = (*MAP_STAGES, *CELL_STAGES, "one", "two", "all")
 MISSING = {
     "tokens": "Set embeddings.tokens = true.",
@@ -59,7 +61,7 @@ class Node:
     @property
     def has_model(self) -> bool:
         """Whether units run or train a model, which a GPU makes faster."""
-        return self.stage in MODEL_STAGES
+        return self.stage in MODEL_STAGES or getattr(self.settings, "policy", "") == RANKING
 
 
 def build_graph(config: RunConfig) -> tuple[Node, ...]:

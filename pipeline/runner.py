@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections import Counter
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, Final
 
 from manifests.errors import DamagedError, ExitCode, PipelineError, RefusedError, UsageError
 from manifests.layout import DatasetPaths
@@ -30,6 +32,9 @@ from pipeline.plan import Part, PlannedUnit, incomplete_inputs, plan_cells, plan
 from pipeline.signals import StopSignal
 from pipeline.tally import Tally
 from pipeline.workspace import Workspace
+
+SECRET: Final = re.compile(r"^((?:--set=)?cluster\.(?:cpu_)?(?:jobs|tls|scheduler)[\w.]*)\s*=.*$", re.DOTALL)
+"""An override of the keys that `recorded` leaves out, and of their neighbours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,7 @@ class Runner:
         started = time.monotonic()
         nodes = select(tuple(self.workspace.nodes.values()), self.options.stage)
         folder = self.paths.run(self.run_id)
-        record = start_run(folder, self.run_id, sys.argv, self.config.model_dump(mode="json"))
+        record = start_run(folder, self.run_id, _without_secrets(sys.argv), recorded(self.config))
         try:
             self.events = EventLog(folder / "events.jsonl")
             with self.stop.listening():
@@ -213,3 +218,16 @@ class Runner:
         if not counts:
             return ""
         return ": " + ", ".join(f"{counts[name]} {name}" for name in ("ok", "fallback", "failed") if counts[name])
+
+
+def recorded(config: RunConfig) -> dict[str, Any]:
+    """The configuration for the run's record, without what may hold secrets or name a machine."""
+    hidden = {"prologue", "directives"}
+    return config.model_dump(
+        mode="json", exclude={"cluster": {"scheduler": True, "jobs": hidden, "cpu_jobs": hidden, "tls": True}}
+    )
+
+
+def _without_secrets(argv: Sequence[str]) -> list[str]:
+    """A command line without the values of the keys that `recorded` leaves out."""
+    return [SECRET.sub(r"\1=<hidden>", argument) for argument in argv]

@@ -17,7 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from manifests.disk import write_atomic
 from manifests.errors import ConfigError, RefusedError
 from pipeline.cluster_config import ClusterConfig, JobSettings
-from pipeline.graph import MAP_STAGES
+from pipeline.graph import MAP_STAGES, STAGE_CHOICES
 
 SIGNAL_S: Final = 120
 """Slurm tells a job so long before its walltime, or up to a minute earlier; where a job is short, a sixth of it."""
@@ -111,6 +111,11 @@ def plan_jobs(
     if set(str(target)) & set('"%\n'):
         raise ConfigError(
             f"--out {str(target.parent)!r} has a character that Slurm reads otherwise.", "Choose another."
+        )
+    if len(set(stages)) < len(stages) or not set(stages) <= set(STAGE_CHOICES):
+        raise ConfigError(
+            f"--stage {', '.join(stages)}: each is one of the stages, and none comes twice.",
+            f"Stages: {', '.join(STAGE_CHOICES)}.",
         )
     drives = config.is_queue or config.stands
     settings = config.jobs_of(gpu=not drives)

@@ -8,6 +8,7 @@ import re
 import signal
 import threading
 import time
+import uuid
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -36,9 +37,22 @@ class Life:
     lifetime_s: float
     """After the job's start."""
     stagger_s: float
-    """So much earlier or later."""
-    margin_s: float
-    """Between then and the walltime: the unit at work may end."""
+    """Up to so much earlier."""
+    walltime_s: float
+    """When the job ends: until shortly before, the unit at work may end."""
+
+    def age_s(self) -> float:
+        """Seconds since the job of this process began."""
+        return time.time() - float(os.environ.get(STARTED, time.time()))
+
+    def remaining_s(self) -> float:
+        """Seconds until this worker takes no further unit."""
+        early_s = np.random.default_rng().uniform(0, self.stagger_s)
+        return max(0.0, self.lifetime_s - early_s - self.age_s())
+
+    def patience_s(self) -> float:
+        """Seconds that the unit at work may still take."""
+        return max(0.0, self.walltime_s - CLOSE_S - self.age_s())
 
 
 class Prepare(WorkerPlugin):  # type: ignore[misc]  # distributed has no types
@@ -50,10 +64,8 @@ class Prepare(WorkerPlugin):  # type: ignore[misc]  # distributed has no types
         Of workers whose job has a walltime. Dask's own `--lifetime` would drop the unit at work.
     """
 
-    name = "medfocus"
-    idempotent = True
-
     def __init__(self, life: Life | None = None) -> None:
+        self.name = f"medfocus-{uuid.uuid4().hex}"  # two drivers may use one cluster
         self._life = life
 
     def setup(self, worker: Any) -> None:
@@ -72,9 +84,13 @@ class Prepare(WorkerPlugin):  # type: ignore[misc]  # distributed has no types
             self._before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
         devices = visible_gpus()
         if len(devices) > 1 and "GPU" in worker.state.total_resources:
-            os.environ["CUDA_VISIBLE_DEVICES"] = own_gpu(str(worker.name), devices)
+            try:
+                os.environ["CUDA_VISIBLE_DEVICES"] = own_gpu(str(worker.name), devices)
+            except ConfigError:  # of a worker that joins later, Dask only notes that its set-up failed
+                worker.io_loop.add_callback(worker.close, reason="which GPU is its own is not known")
+                raise
         if self._life is not None:
-            worker.io_loop.call_later(remaining_s(self._life), drain, worker, self._life.margin_s - CLOSE_S)
+            worker.io_loop.call_later(self._life.remaining_s(), drain, worker, self._life)
 
     def teardown(self, worker: Any) -> None:  # noqa: ARG002  the signature is Dask's
         """Handle signals as before: a worker that stood before this run stands after it."""
@@ -82,25 +98,18 @@ class Prepare(WorkerPlugin):  # type: ignore[misc]  # distributed has no types
             signal.signal(number, handler)
 
 
-def remaining_s(life: Life) -> float:
-    """Seconds until this worker takes no further unit."""
-    age_s = time.time() - float(os.environ.get(STARTED, time.time()))
-    return max(0.0, life.lifetime_s - age_s + np.random.default_rng().uniform(-life.stagger_s, life.stagger_s))
-
-
-async def drain(worker: Any, patience_s: float) -> None:
+async def drain(worker: Any, life: Life) -> None:
     """Take no further unit, wait for the one at work, hand on the rest, and end.
 
     Parameters
     ----------
     worker : distributed.Worker
         This process' worker.
-    patience_s : float
-        Longest wait for the unit at work, in seconds; after it another worker computes it anew.
+    life : Life
+        The unit at work may end until shortly before its end; else another worker computes it anew.
     """
     worker.status = Status.closing_gracefully
-    deadline = time.monotonic() + patience_s
-    while worker.state.executing and time.monotonic() < deadline:
+    while worker.state.executing and life.patience_s() > 0:
         await asyncio.sleep(0.2)
     await asyncio.sleep(FETCH_S)
     await worker.scheduler.retire_workers(

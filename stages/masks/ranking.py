@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from stages.canary import canary_image
 from stages.images import Placement, composite
 from stages.masks.policies import ImageProposals, usable
 from stages.masks.settings import CROPS_TOGETHER, MasksSettings
@@ -32,6 +33,10 @@ class Ranker:
         self._settings = settings
         self._model: ClipModel = load_clip(settings.clip_model, device, "float32")
         self._direction = self._model.encode_text(settings.clip_prompts, "projected").mean(dim=0)
+
+    def canary(self) -> NDArray[np.float32]:
+        """What the loaded image tower makes of the canary, (D,)."""
+        return np.asarray(self._model.encode_image([canary_image()], "projected", tokens=False).vectors[0])
 
     def similarity(
         self, canvas: NDArray[np.uint8], proposals: ImageProposals, placement: Placement

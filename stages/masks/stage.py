@@ -146,8 +146,9 @@ class Masks:
 
             self.ranker = Ranker(self.settings, device)
 
-    def canary(self) -> None:
-        """None: there is no model."""
+    def canary(self) -> NDArray[np.float32] | None:
+        """What the CLIP that ranks candidates makes of the canary, (D,); None without one."""
+        return None if self.ranker is None else self.ranker.canary()
 
     def process(self, rows: Sequence[ImageRow], source: ImageSource, upstream: Mapping[str, ChunkArrays]) -> UnitResult:
         """Compute one chunk; an image that cannot be read, or failed upstream, is a failed row.
