@@ -10,8 +10,9 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from distributed import Client, CommClosedError, KilledWorker, wait
+from distributed import Client, KilledWorker, wait
 from distributed.client import TimeoutError as WaitTimeoutError
+from distributed.comm import CommClosedError
 
 from manifests.errors import PipelineError, RefusedError
 from pipeline.canary import WorkerRefusedError
