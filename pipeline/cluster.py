@@ -141,7 +141,8 @@ def _quiet_dask() -> None:
     """Keep Dask from speaking at length of every connection; the runner says what became of the units."""
     import dask
 
-    dask.config.set({"logging.distributed": "critical"})
+    quiet = ("distributed", "distributed.client", "tornado.application")
+    dask.config.set({"logging": dict.fromkeys(quiet, "critical")})
 
 
 @contextmanager

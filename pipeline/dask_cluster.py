@@ -197,16 +197,27 @@ class DaskCluster:
         flying[future] = attempt
 
     def _settled(self, flying: dict[Any, _Attempt]) -> Iterator[Outcome]:
-        """Wait a little; yield what ended for good, and start anew what a worker's end took with it."""
+        """Wait a little; yield what ended for good, and start anew what a worker's end took with it.
+
+        Raises
+        ------
+        RefusedError
+            If the scheduler is gone.
+        """
+        try:
+            yield from self._settle(flying)
+            self._look_after()
+        except (CancelledError, CommClosedError) as error:
+            raise RefusedError(
+                "The Dask scheduler is gone.", "What was committed stands: run the same command again."
+            ) from error
+
+    def _settle(self, flying: dict[Any, _Attempt]) -> Iterator[Outcome]:
         try:
             with self._client.as_current():
                 done = list(wait(list(flying), timeout=POLL_S, return_when="FIRST_COMPLETED").done)
         except WaitTimeoutError:
             done = []
-        except (CancelledError, CommClosedError) as error:
-            raise RefusedError(
-                "The Dask scheduler is gone.", "What was committed stands: run the same command again."
-            ) from error
         for future in done:
             attempt = flying.pop(future)
             result = self._result(future, attempt)
@@ -215,7 +226,6 @@ class DaskCluster:
                 self._submit(attempt, flying)
             else:
                 yield attempt.task, result
-        self._look_after()
 
     def _look_after(self) -> None:
         now = time.monotonic()

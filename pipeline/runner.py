@@ -33,7 +33,7 @@ from pipeline.signals import StopSignal
 from pipeline.tally import Tally
 from pipeline.workspace import Workspace
 
-SECRET: Final = re.compile(r"^((?:--set=)?cluster\.(?:cpu_)?(?:jobs|tls|scheduler)[\w.]*)\s*=.*$", re.DOTALL)
+SECRET: Final = re.compile(r"^((?:--set=)?\s*cluster(?:\.(?:cpu_)?(?:jobs|tls|scheduler)[\w.]*)?)\s*=.*$", re.DOTALL)
 """An override of the keys that `recorded` leaves out, and of their neighbours."""
 
 

@@ -275,3 +275,32 @@ def test_worker_that_dies_while_its_nanny_lives_counts_against_its_unit(
     assert unit == "masks[supplied]/drop-001/000001"
     assert "Its worker process died" in cause
     assert done.json["committed"] == {"masks[supplied]": 4}
+
+
+def test_scheduler_that_is_killed_ends_the_run_in_two_lines_and_what_was_committed_stands(
+    study: Study, tls: Certificates, config: Path, tmp_path: Path, undisturbed: Digests
+) -> None:
+    with StandingCluster(tmp_path / "standing", tls).start(faulty(tmp_path / "site", SLOW)) as cluster:
+        run = started({}, *on(cluster, study, "--config", config, "--stage", "masks"))
+        cluster.wait_until(
+            lambda: any('"committed"' in log.read_text() for log in study.dataset.glob("runs/*/*.jsonl"))
+        )
+        kill_group(cluster.processes["scheduler"])
+        _, err = run.communicate(timeout=WAIT_S)
+    assert run.returncode == 4, err
+    assert [line for line in err.splitlines() if " INFO " not in line] == [
+        "error: The Dask scheduler is gone.",
+        "what to do: What was committed stands: run the same command again.",
+    ]
+    assert digests(study.dataset).items() <= of_masks(undisturbed).items()
+
+
+def test_two_drivers_use_one_cluster_at_the_same_time(
+    cluster: StandingCluster, fresh: Study, config: Path, tmp_path: Path, undisturbed: Digests
+) -> None:
+    studies = [fresh.copied(tmp_path / name) for name in ("first", "second")]
+    runs = [started({}, *on(cluster, study, "--config", config, "--stage", "masks")) for study in studies]
+    said = [run.communicate(timeout=WAIT_S)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], said
+    assert [digests(study.dataset) for study in studies] == 2 * [of_masks(undisturbed)]
+    assert cluster.stands()

@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 
 from manifests.errors import ExitCode, StoreError
+from manifests.layout import DatasetPaths
 from manifests.runs import installed_versions
-from pipeline import canary
+from pipeline import canary, execute
 from pipeline.canary import CanaryError, WorkerRefusedError, check_versions, meet_canary
+from pipeline.cluster_config import ClusterConfig
 from pipeline.execute import UnitTask, attempt_unit
 from pipeline.plan import PlannedUnit
 from stages.canary import SIDE_PX, TOLERANCE, canary_image, distance
@@ -144,7 +146,7 @@ WRITER = """
     from pathlib import Path
     from types import SimpleNamespace
     import numpy as np
-    from pipeline import canary
+    from pipeline import canary, execute
 
     folder, name = Path(sys.argv[1]), sys.argv[2]
     canary.device_name = lambda _: name
@@ -206,3 +208,40 @@ def test_unit_is_not_computed_by_a_worker_with_other_versions(tmp_path: Path) ->
     refused = attempt_unit(task)
     assert isinstance(refused, WorkerRefusedError)
     assert "driver has zarr 0.1" in str(refused)
+
+
+@pytest.fixture
+def met(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Folders whose canary this process met, from its first model on."""
+    met: list[Path] = []
+    monkeypatch.setattr(execute, "_LOADED", {})
+    monkeypatch.setattr(execute, "meet_canary", lambda folder, *_: met.append(folder))
+    return met
+
+
+def loaded(work: str, device: str = "cpu", **cluster: Any) -> Any:
+    """The model of a node with the same fingerprint in any work folder."""
+    workspace = SimpleNamespace(
+        paths=DatasetPaths(Path(work)),
+        config=SimpleNamespace(cluster=ClusterConfig(**cluster)),
+        fingerprint=lambda _: "f" * 64,
+        map_stage=lambda _: SimpleNamespace(load=lambda _: None),
+    )
+    return execute._loaded(workspace, SimpleNamespace(stage="embeddings", settings=None), device)  # type: ignore[arg-type]
+
+
+def test_process_that_serves_a_second_work_folder_meets_the_canary_of_that_one_too(met: list[Path]) -> None:
+    assert loaded("/one") is not loaded("/two")
+    assert [folder.is_relative_to(work) for folder, work in zip(met, ("/one", "/two"), strict=True)] == [True, True]
+
+
+def test_model_is_loaded_once_and_meets_the_canary_once_in_a_work_folder(met: list[Path]) -> None:
+    assert loaded("/one") is loaded("/one", workers=3, retries=9)
+    assert len(met) == 1
+
+
+@pytest.mark.parametrize("other", [{"batch_items": 3}, {"compiled": True}, {"device": "cuda"}])
+def test_model_that_is_to_run_otherwise_is_loaded_anew(met: list[Path], other: dict[str, Any]) -> None:
+    first = loaded("/one")
+    assert loaded("/one", **other) is not first
+    assert len(met) == 2

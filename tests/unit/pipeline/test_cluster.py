@@ -134,10 +134,9 @@ OPEN_ALL = ["open False", "open True", "close True", "close False"]
 ONE_AT_A_TIME = ["open False", "close False", "open True", "close True", "open False", "close False"]
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("local", OPEN_ALL), ("slurm", ONE_AT_A_TIME)])
-def test_cluster_serves_node_after_node_but_jobs_of_one_sort_do_not_wait_while_others_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, expected: list[str]
-) -> None:
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Clusters that are opened and closed instead of the real ones."""
     told: list[str] = []
 
     @contextmanager
@@ -147,8 +146,25 @@ def test_cluster_serves_node_after_node_but_jobs_of_one_sort_do_not_wait_while_o
         told.append(f"close {gpu}")
 
     monkeypatch.setattr(cluster, "open_cluster", recording)
+    return told
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("local", OPEN_ALL), ("slurm", ONE_AT_A_TIME)])
+def test_cluster_serves_node_after_node_but_jobs_of_one_sort_do_not_wait_while_others_work(
+    tmp_path: Path, told: list[str], kind: Any, expected: list[str]
+) -> None:
     with Clusters(ClusterConfig(kind=kind), str(tmp_path), tmp_path / "jobs") as clusters:
         served = [clusters.serve(3, gpu=gpu) for gpu in (False, False, True, True, False)]
     assert told == expected
     assert (served[0] is served[1], served[2] is served[3]) == (True, True)
     assert (served[0] is served[4]) == (kind == "local")
+
+
+@pytest.mark.parametrize("named", [{"scheduler": "tls://a:8786"}, {"scheduler_file": Path("f")}])
+@pytest.mark.parametrize("first", [True, False])
+def test_cluster_that_stands_is_opened_once_for_units_with_and_without_a_gpu(
+    tmp_path: Path, told: list[str], named: dict[str, Any], *, first: bool
+) -> None:
+    with Clusters(ClusterConfig(**named), str(tmp_path), tmp_path / "jobs") as clusters:
+        assert clusters.serve(3, gpu=first) is clusters.serve(3, gpu=not first)
+    assert len(told) == 2

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dask
@@ -15,8 +17,8 @@ import pytest
 
 from manifests.errors import ConfigError, RefusedError
 from pipeline.cluster_config import ClusterConfig, JobSettings, TlsSettings
-from pipeline.dask_jobs import Jobs, job_cluster
-from pipeline.worker import STARTED, Life, remaining_s
+from pipeline.dask_jobs import Jobs, WholeJobs, job_cluster, job_of
+from pipeline.worker import STARTED
 from tests.integration.standing import Certificates
 
 WAIT_S = 60.0
@@ -163,14 +165,6 @@ def test_worker_knows_when_its_job_began(queue: Queue, opened: Any) -> None:
     assert "--lifetime" not in worker(script), "Dask would drop the unit at work"
 
 
-def test_worker_takes_no_further_unit_a_margin_before_the_walltime_of_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    life = Life(lifetime_s=3000, stagger_s=30, margin_s=600)
-    monkeypatch.setenv(STARTED, str(int(time.time()) - 1000))
-    assert all(1965 < remaining_s(life) < 2035 for _ in range(20))
-    monkeypatch.setenv(STARTED, str(int(time.time()) - 5000))
-    assert remaining_s(life) == 0
-
-
 @pytest.mark.parametrize(("queue", "kind"), [(k, k) for k in KINDS], indirect=["queue"])
 def test_workers_show_the_certificates_that_are_configured(
     queue: Queue, opened: Any, tls: TlsSettings, kind: str
@@ -245,6 +239,55 @@ def test_interface_that_is_not_named_or_not_here_is_refused_with_those_that_are(
         job_cluster(config, tmp_path / "logs", gpu=False).__enter__()
 
 
+@pytest.mark.parametrize("folder", ["a folder", "it's", 'say "x"', "a;b", "$HOME"])
+def test_work_folder_that_a_script_cannot_hold_is_refused_by_name(queue: Queue, tmp_path: Path, folder: str) -> None:
+    config = ClusterConfig(kind="slurm", jobs=JobSettings(interface="lo"), insecure=True)
+    with pytest.raises(ConfigError, match="which a job's script cannot hold") as caught:
+        job_cluster(config, tmp_path / folder / "logs", gpu=False).__enter__()
+    assert repr(str(tmp_path / folder / "logs")) in str(caught.value)
+    assert queue.cancelled() == 0
+
+
+@pytest.mark.parametrize("folder", ["/local/a folder", "/local/it's", '/local/"x"'])
+def test_folder_on_the_node_that_a_script_cannot_hold_is_refused_by_name(opened: Any, folder: str) -> None:
+    with pytest.raises(ConfigError, match="which a job's script cannot hold") as caught:
+        opened("slurm", {"local_directory": folder}, insecure=True)
+    assert repr(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["ca", "cert", "key"])
+@pytest.mark.parametrize("folder", ["a folder", "it's", 'say "x"'])
+def test_certificate_whose_path_a_script_cannot_hold_is_refused_by_name(
+    opened: Any, tls: TlsSettings, tmp_path: Path, name: str, folder: str
+) -> None:
+    moved = tmp_path / folder / "file.pem"
+    moved.parent.mkdir()
+    getattr(tls, name).rename(moved)
+    with pytest.raises(ConfigError, match="which a job's script cannot hold") as caught:
+        opened("slurm", {}, tls=tls.model_copy(update={name: moved}))
+    assert repr(str(moved)) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["ca", "cert", "key"])
+def test_certificate_that_is_none_is_an_error_of_the_configuration_in_two_lines(
+    queue: Queue, opened: Any, tls: TlsSettings, name: str
+) -> None:
+    getattr(tls, name).write_text("no certificate\n")
+    with pytest.raises(ConfigError, match="The scheduler for the jobs cannot be started: ") as caught:
+        opened("slurm", {}, tls=tls)
+    assert "\n" not in caught.value.what
+    assert caught.value.fix == "Check [cluster.tls] and [cluster.jobs]."
+    assert list(queue.folder.glob("job-*")) == []
+
+
+@pytest.mark.parametrize(("margin_s", "stagger_s"), [(3600, 0), (4000, 0), (3540, 60), (300, 3300)])
+def test_walltime_that_leaves_workers_no_time_is_refused(opened: Any, margin_s: float, stagger_s: float) -> None:
+    jobs = {"walltime": "01:00:00", "margin_s": margin_s, "stagger_s": stagger_s}
+    said = rf"walltime = '01:00:00' leaves nothing before margin_s = {margin_s} and stagger_s = {stagger_s}\."
+    with pytest.raises(ConfigError, match=said):
+        opened("slurm", jobs, insecure=True)
+
+
 @pytest.mark.parametrize("words", ["sbatch: error: invalid account or partition", ""])
 def test_batch_system_that_takes_no_job_ends_the_run_with_its_own_words(queue: Queue, opened: Any, words: str) -> None:
     asked = queue.folder / "asked"
@@ -265,3 +308,42 @@ def test_refused_job_is_asked_for_again_where_others_were_taken(queue: Queue, op
     assert "Last refused: sbatch: error: try again." in workforce.hint
     workforce.look_after()
     assert len(queue.scripts(2)) == 2
+
+
+PAIRS = {"C-0": {"group": ["-0", "-1"]}, "C-1": {"group": ["-0", "-1"]}}
+SINGLES: dict[str, dict[str, list[str]]] = {"C-0": {}, "C-1": {}}
+
+
+@pytest.mark.parametrize(
+    ("jobs", "idle", "ended"),
+    [
+        (PAIRS, {"C-0-0", "C-0-1"}, ["C-0-0", "C-0-1"]),
+        (PAIRS, {"C-0-0", "C-1-0", "C-1-1"}, ["C-1-0", "C-1-1"]),
+        (PAIRS, {"C-0-0", "C-1-1"}, []),
+        (PAIRS, {"C-0-0", "C-0-1", "C-1-0", "C-1-1"}, ["C-0-0", "C-0-1", "C-1-0", "C-1-1"]),
+        (SINGLES, {"C-1"}, ["C-1"]),
+        (SINGLES, {"C-0", "C-1"}, ["C-0", "C-1"]),
+        (SINGLES, set(), []),
+    ],
+)
+def test_job_is_given_up_only_if_all_its_workers_are_idle(
+    jobs: dict[str, Any], idle: set[str], ended: list[str]
+) -> None:
+    retired: list[str] = []
+    closed: list[str] = []
+
+    async def retire(names: list[str], **_: object) -> None:
+        retired.extend(names)
+
+    scheduler = SimpleNamespace(retire_workers=retire)
+    cluster = SimpleNamespace(worker_spec=jobs, scheduler_comm=scheduler, scale_down=closed.extend)
+    asyncio.run(WholeJobs(cluster, interval=0).scale_down(idle))
+    assert (sorted(retired), sorted(closed)) == (ended, ended)
+
+
+@pytest.mark.parametrize(
+    ("worker_name", "shared", "job"),
+    [("C-0-1", True, "C-0"), ("C-12-0", True, "C-12"), ("C-0", False, "C-0"), ("C-12", False, "C-12")],
+)
+def test_job_of_a_worker_is_known_by_its_name(worker_name: str, shared: bool, job: str) -> None:
+    assert job_of(SimpleNamespace(name=worker_name), shared=shared) == job

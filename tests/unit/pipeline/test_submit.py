@@ -128,6 +128,20 @@ def test_array_that_drives_a_cluster_is_refused(tmp_path: Path, config: ClusterC
         plan_jobs(("masks",), (), config, 4, tmp_path / "n")
 
 
+def test_job_too_short_for_workers_of_dask_may_run_the_pipeline_itself(tmp_path: Path) -> None:
+    config = ClusterConfig(jobs=JobSettings(walltime="00:05:00"))
+    (short,) = plan_jobs(("masks",), (), config, 1, tmp_path / "n")
+    assert "--time=00:05:00" in directives(short.script())
+
+
+@pytest.mark.parametrize("stages", [("nonsense",), ("one", "nonsense"), ("masks", "masks"), ("one", "two", "one")])
+def test_stage_that_is_unknown_or_comes_twice_is_refused_with_those_there_are(
+    tmp_path: Path, stages: tuple[str, ...]
+) -> None:
+    with pytest.raises(ConfigError, match=rf"--stage {', '.join(stages)}: .*Stages: proposals, masks, .*two, all\."):
+        plan_jobs(stages, (), ClusterConfig(), 1, tmp_path / "n")
+
+
 @pytest.mark.parametrize("name", ["a b", "a;b", "$(x)", "a\nb", "", "a/b", "ä", "x" * 61])
 def test_name_that_slurm_or_a_shell_reads_otherwise_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="cannot be a job's name"):
