@@ -40,9 +40,9 @@ def submit(
     source: SourceOption = None,
 ) -> None:
     """Write Slurm batch scripts, one a stage, that resume by themselves at the end of their walltime."""
-    from pipeline.commands import dataset_paths, do_submit
+    from pipeline.commands import dataset_paths
     from pipeline.config import load_config
-    from pipeline.submit import check_name
+    from pipeline.submit import check_name, do_submit
 
     set_up(verbose=False)
     overrides = [*(set_ or ()), *([f"cluster.kind={cluster}"] if cluster else [])]
@@ -51,7 +51,7 @@ def submit(
     arguments += ["--preset", preset] if preset else []
     arguments += ["--source", str(source.resolve())] if source else []
     arguments += [part for text in overrides for part in ("--set", text)]
-    settings = load_config(config, overrides, preset)
+    settings = load_config(config, overrides, preset).cluster
     do_submit(
         tuple(stages or ("one", "two")),
         arguments,

@@ -238,21 +238,6 @@ def do_export(workspace: Workspace, what: str, out: Path | None) -> None:
     say([f"Workflow Run RO-Crate: {export_provenance(workspace, folder)}"])
 
 
-def do_submit(
-    stages: Sequence[str], arguments: Sequence[str], config: RunConfig, *, parts: int, target: Path, really: bool
-) -> None:
-    """Write a batch script a stage, submit them if that is asked for, and say how to."""
-    from pipeline.submit import plan_jobs, send, write_scripts
-
-    scripts = list(write_scripts(plan_jobs(stages, arguments, config.cluster, parts, target)))
-    say(f"Wrote {script}" for script in scripts)
-    if really:
-        jobs = send(scripts)
-        say(f"Submitted {script.stem} as job {job}" for script, job in zip(scripts, jobs, strict=True))
-    else:
-        say(["Submit them with --send, or by hand, each with --dependency=afterok: and the id of the one before."])
-
-
 def do_doctor(workdir: Path, config: RunConfig, *, as_json: bool) -> int:
     """Print one line a check; return the exit code."""
     checks = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
@@ -19,6 +18,7 @@ from pipeline.canary import WorkerRefusedError
 from pipeline.cluster import Outcome, Stopping
 from pipeline.execute import UnitReport, UnitTask, attempt_unit
 from pipeline.logs import log
+from pipeline.workforce import Workforce
 
 UNITS_IN_FLIGHT: Final = 2
 """Units a worker holds at most: one that computes and one that waits, or is read meanwhile."""
@@ -45,37 +45,6 @@ PATIENCE_S: Final = 60.0
 
 class WorkerDiedError(PipelineError):
     """A unit's worker process ended without a word, as often as retries allow."""
-
-
-class LastWords(logging.Handler):
-    """Keeps what Dask's nannies last said of a worker's end: the signal, the exit status or the memory limit."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.INFO)
-        self.text = "no cause is known"
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep a line that names a cause."""
-        text = record.getMessage()
-        if any(word in text for word in ("killed by signal", "exited with status", "memory budget")):
-            self.text = text
-
-
-class Workforce:
-    """The worker processes of a cluster, as far as the driver sees to them; those of this machine need nothing."""
-
-    elastic = False
-    """Whether a worker that is sent away is followed by another."""
-    come_and_go = False
-    """Whether the number of workers is for others to say."""
-    hint = ""
-    """Where to look if none comes."""
-
-    def __init__(self) -> None:
-        self.last_words = LastWords()
-
-    def look_after(self) -> None:
-        """Ask again for what was lost."""
 
 
 @dataclass(slots=True)

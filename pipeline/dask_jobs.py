@@ -21,10 +21,11 @@ from distributed import Adaptive, Client, Status
 
 from manifests.errors import ConfigError, RefusedError
 from pipeline.cluster_config import ClusterConfig, JobSettings
-from pipeline.dask_cluster import UNITS_IN_FLIGHT, DaskCluster, Workforce
+from pipeline.dask_cluster import UNITS_IN_FLIGHT, DaskCluster
 from pipeline.dask_sites import LIBRARIES, ONE_DEATH, security_of
 from pipeline.logs import log
 from pipeline.worker import STARTED, Life, Prepare
+from pipeline.workforce import Workforce
 
 QUEUE_CLASSES: Final = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster", "sge": "SGECluster"}
 LOST_S: Final = 15.0

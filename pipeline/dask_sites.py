@@ -18,8 +18,9 @@ from distributed import Client, LocalCluster, Security
 
 from manifests.errors import ConfigError, RefusedError
 from pipeline.cluster_config import ClusterConfig
-from pipeline.dask_cluster import UNITS_IN_FLIGHT, DaskCluster, Workforce
+from pipeline.dask_cluster import UNITS_IN_FLIGHT, DaskCluster
 from pipeline.worker import Prepare
+from pipeline.workforce import Workforce
 
 LIBRARIES: Final = ("OMP", "MKL", "OPENBLAS")
 ROLES: Final = ("client", "scheduler", "worker")

@@ -17,6 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from manifests.disk import write_atomic
 from manifests.errors import ConfigError, RefusedError
 from pipeline.cluster_config import ClusterConfig, JobSettings
+from pipeline.commands import say
 from pipeline.graph import MAP_STAGES, STAGE_CHOICES
 
 SIGNAL_S: Final = 120
@@ -163,3 +164,16 @@ def send(scripts: Sequence[Path]) -> list[str]:
             ) from None
         ids.append(done.stdout.strip().partition(";")[0])
     return ids
+
+
+def do_submit(
+    stages: Sequence[str], arguments: Sequence[str], config: ClusterConfig, *, parts: int, target: Path, really: bool
+) -> None:
+    """Write a batch script a stage, submit them if that is asked for, and say how to."""
+    scripts = list(write_scripts(plan_jobs(stages, arguments, config, parts, target)))
+    say(f"Wrote {script}" for script in scripts)
+    if really:
+        jobs = send(scripts)
+        say(f"Submitted {script.stem} as job {job}" for script, job in zip(scripts, jobs, strict=True))
+    else:
+        say(["Submit them with --send, or by hand, each with --dependency=afterok: and the id of the one before."])

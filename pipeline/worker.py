@@ -19,9 +19,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 from manifests.errors import ConfigError
 from pipeline.gpus import visible_gpus
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
-
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 STARTED: Final = "MEDFOCUS_JOB_STARTED"
 """Environment variable with the second at which a worker's batch job began."""
 CLOSE_S: Final = 10.0

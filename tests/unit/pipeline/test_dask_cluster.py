@@ -13,9 +13,10 @@ from distributed.comm import CommClosedError
 
 from manifests.errors import RefusedError
 from pipeline import dask_cluster
-from pipeline.dask_cluster import DaskCluster, Workforce
+from pipeline.dask_cluster import DaskCluster
 from pipeline.execute import UnitReport, UnitTask
 from pipeline.plan import PlannedUnit
+from pipeline.workforce import Workforce
 
 TASK = UnitTask("/d", "{}", "", PlannedUnit("masks", "000000", "new", 0), "", "cpu", ("drop-001",), "run")
 
