@@ -177,13 +177,17 @@ def doctor(
 def demo(
     workdir: WorkdirOption = DEFAULT_WORKDIR / "demo",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the phantoms.")] = 0,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    cluster: ClusterOption = None,
     verbose: VerboseOption = False,
 ) -> None:
     """Make synthetic phantoms and run the whole pipeline on them, with the embedded models, in minutes."""
     from pipeline.demo import run_demo
 
     set_up(verbose=verbose)
-    raise typer.Exit(run_demo(workdir, seed))
+    overrides = [*(set_ or ()), *([f"cluster.kind={cluster}"] if cluster else ())]
+    raise typer.Exit(run_demo(workdir, seed, config, overrides))
 
 
 @weights_app.command("list")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
@@ -21,7 +22,7 @@ IMAGES_PER_CLASS = {"train": 24, "test": 16}
 OVERRIDES = ('masks.compare=["supplied"]', "study.seeds=[0, 1, 2]")
 
 
-def run_demo(workdir: Path, seed: int) -> int:
+def run_demo(workdir: Path, seed: int, config: Path | None = None, overrides: Sequence[str] = ()) -> int:
     """Make the phantoms, ingest them, run every stage, print the table and the report's path.
 
     Parameters
@@ -30,6 +31,10 @@ def run_demo(workdir: Path, seed: int) -> int:
         Work folder; the phantoms are written into it, below `source/`.
     seed : int
         Seed of the phantoms.
+    config : Path, optional
+        TOML file, such as a site's with its `[cluster]`.
+    overrides : Sequence[str]
+        `section.key=value`; win over the demo's own, and those over the file.
 
     Returns
     -------
@@ -42,7 +47,7 @@ def run_demo(workdir: Path, seed: int) -> int:
     typer.echo(f"Phantoms: three classes, {sum(IMAGES_PER_CLASS.values())} images each, with ground-truth masks.")
     paths = Workdir(workdir.resolve()).dataset(f"{DATASET}-{seed}")
     ingest(paths, folder, IngestOptions(dataset=paths.name, labels=folder / "labels.csv", chunk_items=20))
-    config = load_config(overrides=OVERRIDES)
-    code = do_run(Workspace(paths, config), RunOptions(stage="all"), as_json=False)
+    workspace = Workspace(paths, load_config(config, (*OVERRIDES, *overrides)))
+    code = do_run(workspace, RunOptions(stage="all"), as_json=False)
     typer.echo(f"Everything in {duration(time.monotonic() - started)}.")
     return code

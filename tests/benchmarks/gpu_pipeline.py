@@ -1,7 +1,7 @@
 """Both stages with a model as a user runs them on one GPU: images a second, and the share of time that it is busy.
 
-`python -m tests.benchmarks.gpu_pipeline SOURCE [--labels CSV --columns C] [--set K=V ...]`. Each setting of `VARIANTS`
-runs in a work folder of its own. Seconds are those from the first unit's planning to the last commit of a node, so that
+`python -m tests.benchmarks.gpu_pipeline SOURCE [--labels CSV --columns C] [--set K=V ...]`: each setting of `VARIANTS`
+in a work folder of its own. Without SOURCE it is the demo, to its end. Seconds are those from the first unit's planning to the last commit of a node, so that
 the start of the worker and the loading of the model count; `steady` leaves out the first unit. The GPU is asked ten
 times a second by nvidia-smi how busy it was.
 """
@@ -105,25 +105,30 @@ def show(name: str, rows: Sequence[dict[str, Any]]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Ingest, run stage one and the embeddings under each variant, and print a table."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("source", type=Path)
+    parser.add_argument("source", type=Path, nargs="?")
     parser.add_argument("--labels", type=Path)
     parser.add_argument("--columns", default="")
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args(arguments)
-    found = {}
-    for name, variant in VARIANTS.items():
+    found: dict[str, list[dict[str, Any]]] = {}
+    settings = [part for text in asked.set for part in ("--set", text)]
+    if asked.source is None:
+        with tempfile.TemporaryDirectory() as folder, Sampler() as sampler:
+            pipeline("demo", "--workdir", folder, *settings)
+            found["demo"] = measured(Path(folder) / "phantoms-0", sampler, set())
+        show("demo", found["demo"])
+    for name, variant in VARIANTS.items() if asked.source else ():
         with tempfile.TemporaryDirectory() as folder, Sampler() as sampler:
             more = ["--labels", asked.labels, "--columns", asked.columns] if asked.labels else []
             pipeline("ingest", asked.source, "--dataset", "speed", "--workdir", folder, *more)
             seen: set[str] = set()
             found[name] = []
             for stage in ("one", "embeddings"):
-                settings = [part for text in (*variant, *asked.set) for part in ("--set", text)]
-                pipeline("run", "--stage", stage, "--workdir", folder, *settings)
+                changed = [part for text in variant for part in ("--set", text)]
+                pipeline("run", "--stage", stage, "--workdir", folder, *changed, *settings)
                 found[name] += measured(Path(folder) / "speed", sampler, seen)
-        if not asked.json:
-            show(name, found[name])
+        show(name, found[name])
     if asked.json:
         print(json.dumps(found))
 

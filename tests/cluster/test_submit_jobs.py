@@ -21,7 +21,7 @@ ARRAY = 4
 def short_walltime(new_study: NewStudy) -> Iterator[tuple[Study, str]]:
     """A job that is shorter than its run; begun before the tests of this file, because it mostly waits."""
     study = new_study(slow_s=10)
-    (job,) = study.submit(*MASKS, *sets(walltime='"00:01:00"', margin_s=30))
+    (job,) = study.submit("--stage", "embeddings", *sets(walltime='"00:01:00"', margin_s=30))
     yield study, job
     study.end()
 
