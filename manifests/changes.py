@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from manifests.inventory import SourceItem
+from manifests.inventory import SourceItem, content_key
 from manifests.readers import mask_key
 from manifests.types import ImageRow
 
@@ -152,7 +152,7 @@ def compare(
     """
     rows: dict[str, list[tuple[ImageRow, bool]]] = defaultdict(list)
     for row, here in known:
-        rows[row.sha256 or row.image_id].append((row, here))
+        rows[content_key(row)].append((row, here))
     found: dict[str, list[SourceItem]] = defaultdict(list)
     for item in items:
         found[item.key].append(item)
@@ -169,7 +169,7 @@ def compare(
         renamed=comparison.renamed,
         vanished=comparison.vanished,
         unchanged=comparison.unchanged,
-        changed=sum(item.path in places for item in new),
+        changed=len({item.path for item in new} & places),
         copies=comparison.copies,
         conflicts=tuple(comparison.conflicts),
     )

@@ -19,6 +19,7 @@ from manifests.fingerprint import digest_bytes, digest_file, digest_json
 from manifests.inventory_file import format_rows, parse_rows
 from manifests.layout import DatasetPaths
 from manifests.looks import Looks
+from manifests.reading import Reading
 from manifests.twins import Twin
 from manifests.types import Chunk, ImageRow
 
@@ -31,8 +32,9 @@ class Drop(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    schema_version: Literal[2, 3] = 3
-    """2 since inventory.csv has mask_sha256, 3 since drop.json has audit_sha256 and its own digest."""
+    schema_version: Literal[2, 3, 4] = 4
+    """2 since inventory.csv has mask_sha256, 3 since drop.json has audit_sha256 and its own digest, 4 since
+    inventory.csv has frame."""
     drop_id: str
     dataset: str
     source_root: str
@@ -52,6 +54,8 @@ class Drop(BaseModel):
     """Ids of all earlier drops in order of arrival."""
     salt_id: str = ""
     """Which salt made the group ids; empty if the drop has no groups."""
+    reading: Reading = Reading()
+    """How DICOM and NIfTI files became pictures."""
 
     def chunks(self) -> tuple[Chunk, ...]:
         """The chunk grid: every row in exactly one chunk."""

@@ -27,6 +27,8 @@ from manifests.inventory import Scan, number_rows, scan
 from manifests.inventory_file import format_rows
 from manifests.layout import DatasetPaths, check_name
 from manifests.pseudonyms import SALT_VARIABLE
+from manifests.readers import ImageSource
+from manifests.reading import Reading
 from manifests.types import ImageRow, Split
 from manifests.withdrawals import load_withdrawals, withdrawn_ids
 
@@ -43,6 +45,8 @@ class IngestOptions:
     columns: Mapping[str, str] | None = None
     """Column of the CSV by role."""
     chunk_items: int = 64
+    reading: Reading | None = None
+    """How DICOM and NIfTI files become pictures; by default as the data set's earlier drops, else by `Reading()`."""
     strict: bool = False
     """Refuse a drop with findings that make scores wrong, instead of reporting and flagging them."""
 
@@ -72,6 +76,10 @@ class IngestReport:
     ignored: int
     unnamed: int
     """Images in the source that the CSV does not name."""
+    skipped: Mapping[str, int]
+    """DICOM files that hold no image, by what they hold (`RTSTRUCT`)."""
+    burned_in: Mapping[str, int]
+    """DICOM files by what they say of burned-in annotations: `YES`, `NO`, or empty."""
     without_patient: int
     """Rows of the new drop that name no patient or study: they cannot be kept together with others."""
     leaks: tuple[str, ...]
@@ -119,7 +127,8 @@ def ingest(
         raise UsageError(f"chunk_items is {options.chunk_items}.", "Use 1 or more; 64 is the default.")
     drops = load_drops(paths)
     drop_id = check_name("Drop", options.drop_id or _next_id(drops))
-    found = scan(source, options.columns, options.labels, on_file)
+    reading = _reading(options.reading, drops)
+    found = scan(source, options.columns, options.labels, on_file, reading)
     _check_salt(found, drops)
     root = source.resolve()
     gone = withdrawn_ids(load_withdrawals(paths))
@@ -129,10 +138,11 @@ def ingest(
     # A withdrawn image is known, so that it never returns; but nobody misses it.
     known = [(row, drop.drop_id in here and row.image_id not in gone) for drop, of_drop in earlier for row in of_drop]
     changes = compare(root, found.items, known, load_locations(paths))
-    rows = number_rows(sorted(changes.new, key=lambda item: item.image_id))
+    rows = number_rows(sorted(changes.new, key=lambda item: (item.sha256 or item.image_id, item.frame)))
     drop, audit = None, None
     if rows:
-        looks, seen = inspect(rows, root, found, (old, earlier_looks(paths, earlier, gone)), on_image)
+        before = (old, earlier_looks(paths, earlier, gone))
+        looks, seen = inspect(rows, ImageSource(root, reading=reading), found, before, on_image)
         audit = check(rows, old, seen, load_twins(paths, drops))
         require_clean(audit, strict=options.strict)
         drop = Drop(
@@ -147,6 +157,7 @@ def ingest(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             previous=tuple(earlier.drop_id for earlier in drops),
             salt_id=found.salt_id,
+            reading=reading,
         )
         write_drop(paths, drop, rows, audit, looks)
     save_locations(paths, changes.locations)
@@ -163,6 +174,19 @@ def _next_id(drops: Sequence[Drop]) -> str:
     while f"drop-{number:03d}" in taken:
         number += 1
     return f"drop-{number:03d}"
+
+
+def _reading(asked: Reading | None, drops: Sequence[Drop]) -> Reading:
+    """One data set is read in one way: windows that differ from drop to drop would be a shortcut to the drop."""
+    if not drops:
+        return asked or Reading()
+    before = drops[-1].reading
+    if asked not in (None, before):
+        raise InventoryError(
+            f"Earlier drops were read with {before}, this one would be with {asked}.",
+            "Leave out [reading], or ingest everything into another data set.",
+        )
+    return before
 
 
 def _check_salt(found: Scan, drops: Sequence[Drop]) -> None:
@@ -195,7 +219,9 @@ def _report(
         conflicts=changes.conflicts,
         ignored=found.ignored,
         unnamed=found.unnamed,
-        without_patient=sum(row.group_id == row.image_id for row in rows),
+        skipped=found.skipped,
+        burned_in=found.burned_in,
+        without_patient=sum(row.group_id == (row.sha256[:16] or row.image_id) for row in rows),
         leaks=audit.leaks if audit else (),
         leaking=_leaking(audit, [*old, *rows]),
         leaking_earlier=_leaking(audit, old),

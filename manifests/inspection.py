@@ -21,7 +21,7 @@ from manifests.types import ImageRow
 
 def inspect(
     rows: Sequence[ImageRow],
-    root: Path,
+    source: ImageSource,
     found: Scan,
     earlier: tuple[Sequence[ImageRow], Looks],
     on_image: Callable[[int, int], None] | None = None,
@@ -32,8 +32,8 @@ def inspect(
     ----------
     rows : Sequence[ImageRow]
         The new drop.
-    root : Path
-        Its source folder.
+    source : ImageSource
+        Its source.
     found : Scan
         What the scan of the source said of every file.
     earlier : tuple[Sequence[ImageRow], Looks]
@@ -49,7 +49,7 @@ def inspect(
         What they show.
     """
     old_rows, old_looks = earlier
-    looks, undecodable = look(rows, ImageSource(root), on_image)
+    looks, undecodable = look(rows, source, on_image)
     everything = [*old_rows, *rows]
     pairs = find_pairs(everything, old_looks.together(looks), len(old_rows))
     twins = name_twins(everything, pairs)
@@ -77,7 +77,8 @@ def earlier_looks(
         stands = np.array([row.image_id not in withdrawn for row in rows])
         kept = load_looks(paths, drop)
         if kept is None and stands.any():
-            source = ImageSource(Path(drop.source_root), locations, refused=dict.fromkeys(withdrawn, WITHDRAWN))
+            refused = dict.fromkeys(withdrawn, WITHDRAWN)
+            source = ImageSource(Path(drop.source_root), locations, refused=refused, reading=drop.reading)
             kept = look(rows, source)[0]
         looks = looks.together(kept.take(stands) if kept is not None else no_looks())
     return looks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ from manifests.fingerprint import digest_bytes, digest_file
 from manifests.labels import list_csv
 from manifests.listing import ListedImage, list_folders
 from manifests.pseudonyms import pseudonym, read_salt, salt_identity
-from manifests.readers import Header, open_regular, probe
+from manifests.readers import open_regular, probe
+from manifests.reading import Header, Reading
 from manifests.types import ImageRow, Split
 
 UNREADABLE = Header(width=0, height=0, mode="", transforms="")
@@ -22,7 +24,7 @@ class SourceItem:
     """One image of a source; becomes a row of a drop if its bytes are new."""
 
     image_id: str
-    """First 16 hex digits of the file's sha256; of its path's where the file cannot be read at all."""
+    """As in `ImageRow`; of the path where the file cannot be read at all."""
     path: str
     mask_path: str
     mask_sha256: str
@@ -38,11 +40,17 @@ class SourceItem:
     """Further masks of this image, which are not used."""
     reason: str
     """Code of why the header cannot be read; empty if it can."""
+    frame: int = 0
 
     @property
     def key(self) -> str:
-        """What makes two items the same: their bytes, or their path where the bytes are unknown."""
-        return self.sha256 or self.image_id
+        """What makes two items the same."""
+        return content_key(self)
+
+
+def content_key(item: SourceItem | ImageRow) -> str:
+    """What makes two images the same: bytes and frame, or the path where the bytes are unknown."""
+    return f"{item.sha256}:{item.frame}" if item.sha256 else item.image_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +64,10 @@ class Scan:
     """Images in the source that its CSV does not name."""
     salt_id: str
     """Which salt made the group ids; empty if there are no groups."""
+    skipped: Mapping[str, int]
+    """DICOM files that hold no image, by what they hold (`RTSTRUCT`)."""
+    burned_in: Mapping[str, int]
+    """DICOM files by what they say of burned-in annotations: `YES`, `NO`, or empty."""
 
 
 def scan(
@@ -63,6 +75,7 @@ def scan(
     columns: Mapping[str, str] | None = None,
     labels: Path | None = None,
     on_file: Callable[[int, int], None] | None = None,
+    reading: Reading | None = None,
 ) -> Scan:
     """List a source, and read the digest and header of every image, and the digest of every mask.
 
@@ -76,6 +89,8 @@ def scan(
         The CSV.
     on_file : Callable[[int, int], None], optional
         Called after every file with the number of files done and of all files.
+    reading : Reading, optional
+        How DICOM and NIfTI files become pictures.
 
     Returns
     -------
@@ -93,13 +108,25 @@ def scan(
         raise InventoryError("Columns were named, but no CSV.", "Add --labels labels.csv")
     root = source.resolve()
     listing = list_folders(root) if labels is None else list_csv(root, labels, columns)
-    salt = read_salt() if any(image.group for image in listing.images) else ""
-    items = []
+    items: list[SourceItem] = []
+    skipped, burned_in, salt = Counter[str](), Counter[str](), ""
     for position, image in enumerate(listing.images, start=1):
-        items.append(_examine(root, image, salt))
+        file = _examine(root, image, reading or Reading())
+        if image.group or file.header.identity.patient:
+            salt = salt or read_salt()
+        items += _items(file, image, salt, (reading or Reading()).every)
+        skipped.update([file.header.skipped] if file.header.skipped else [])
+        burned_in.update([file.header.identity.burned_in.upper()] if file.header.identity.instance else [])
         if on_file is not None:
             on_file(position, len(listing.images))
-    return Scan(tuple(items), listing.ignored, listing.unnamed, salt_identity(salt) if salt else "")
+    if not items:
+        raise InventoryError(f"No image in {root.name!a}, only {_words(skipped)}.", "Check the path.")
+    salt_id = salt_identity(salt) if salt else ""
+    return Scan(tuple(items), listing.ignored, listing.unnamed, salt_id, skipped, burned_in)
+
+
+def _words(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {what}" for what, n in sorted(counts.items()))
 
 
 def number_rows(items: Iterable[SourceItem]) -> tuple[ImageRow, ...]:
@@ -124,35 +151,65 @@ def number_rows(items: Iterable[SourceItem]) -> tuple[ImageRow, ...]:
                 group_id=item.group_id,
                 duplicate_of=item.image_id if item.key in seen else "",
                 transforms=item.header.transforms,
+                frame=item.frame,
             )
         )
         seen.add(item.key)
     return tuple(rows)
 
 
-def _examine(root: Path, image: ListedImage, salt: str) -> SourceItem:
+@dataclass(frozen=True, slots=True)
+class _File:
+    """One file as it was found."""
+
+    sha256: str
+    size: int
+    header: Header
+    reason: str
+    mask_sha256: str
+
+
+def _examine(root: Path, image: ListedImage, reading: Reading) -> _File:
     path, sha256, size, header, reason = root / image.path, "", 0, UNREADABLE, ""
     try:
         with open_regular(path):
             sha256, size = digest_file(path), path.stat().st_size
-        header = probe(path)
+        header = probe(path, reading)
     except ReadError as error:
         reason = error.reason
-    image_id = (sha256 or digest_bytes(f"unreadable:{image.path}".encode()))[:16]
-    return SourceItem(
-        image_id=image_id,
-        path=image.path,
-        mask_path=image.mask_path,
-        mask_sha256=_mask_digest(root / image.mask_path) if image.mask_path else "",
-        sha256=sha256,
-        bytes=size,
-        header=header,
-        label=image.label,
-        split=image.split,
-        group_id=pseudonym(salt, image.group) if image.group else image_id,
-        extra_masks=image.extra_masks,
-        reason=reason,
-    )
+    mask_sha256 = _mask_digest(root / image.mask_path) if image.mask_path else ""
+    return _File(sha256, size, header, reason, mask_sha256)
+
+
+def _items(file: _File, image: ListedImage, salt: str, every: int) -> list[SourceItem]:
+    """An item for every frame that is asked for; none if the file holds no image."""
+    if file.header.skipped:
+        return []
+    of_file = (file.sha256 or digest_bytes(f"unreadable:{image.path}".encode()))[:16]
+    several = file.header.frames > 1
+    patient = image.group or file.header.identity.patient
+    items = []
+    for frame in range(0, file.header.frames, every):
+        image_id = digest_bytes(f"{file.sha256}:{frame}".encode())[:16] if several else of_file
+        items.append(
+            SourceItem(
+                image_id=image_id,
+                path=image.path,
+                mask_path=image.mask_path,
+                mask_sha256=file.mask_sha256,
+                sha256=file.sha256,
+                bytes=file.size,
+                header=file.header,
+                label=image.label,
+                split=image.split,
+                # Frames of one file belong together even where no patient is known.
+                group_id=pseudonym(salt, patient) if patient else of_file,
+                extra_masks=image.extra_masks,
+                reason=file.reason,
+                frame=frame,
+            )
+        )
+    return items
 
 
 def _mask_digest(path: Path) -> str:

@@ -11,7 +11,9 @@ from manifests.errors import InventoryError
 from manifests.types import ImageRow, Split
 
 COLUMNS = tuple(field.name for field in fields(ImageRow))
-INTEGERS = frozenset({"row", "bytes", "width", "height"})
+OLD_COLUMNS = tuple(name for name in COLUMNS if name != "frame")
+"""Of drops that came before files of many pictures were read."""
+INTEGERS = frozenset({"row", "bytes", "width", "height", "frame"})
 ESCAPED = ("=", "+", "-", "@", "\t", "\r", "'")
 """First characters that a spreadsheet takes for a formula, and the apostrophe that escapes them."""
 
@@ -36,9 +38,10 @@ def parse_rows(data: bytes) -> tuple[ImageRow, ...]:
     """
     try:
         records = list(csv.reader(io.StringIO(data.decode("utf-8"), newline=""), strict=True))
-        if not records or tuple(records[0]) != COLUMNS:
+        columns = tuple(records[0]) if records else ()
+        if columns not in (COLUMNS, OLD_COLUMNS):
             raise ValueError(f"expected the columns {', '.join(COLUMNS)}")
-        return tuple(_row(cells) for cells in records[1:])
+        return tuple(_row(columns, cells) for cells in records[1:])
     except (ValueError, csv.Error) as error:
         raise InventoryError(f"inventory.csv cannot be read: {error}.", "Restore the drop from your backup.") from error
 
@@ -52,11 +55,11 @@ def _cell(value: str | int) -> str | int:
     return escaped(value) if isinstance(value, str) else value
 
 
-def _row(cells: Sequence[str]) -> ImageRow:
-    if len(cells) != len(COLUMNS):
-        raise ValueError(f"a line has {len(cells)} cells, expected {len(COLUMNS)}")
+def _row(columns: Sequence[str], cells: Sequence[str]) -> ImageRow:
+    if len(cells) != len(columns):
+        raise ValueError(f"a line has {len(cells)} cells, expected {len(columns)}")
     value: dict[str, str | int | Split] = {}
-    for name, cell in zip(COLUMNS, cells, strict=True):
+    for name, cell in zip(columns, cells, strict=True):
         value[name] = int(cell) if name in INTEGERS else cell.removeprefix("'")
     value["split"] = Split(str(value["split"]))
     return ImageRow(**value)  # type: ignore[arg-type]

@@ -11,12 +11,20 @@ from types import MappingProxyType
 from unicodedata import normalize
 
 from manifests.errors import InventoryError
-from manifests.listing import SPLIT_WORDS, ListedImage, Listing, inside, is_image_name
+from manifests.identities import UID_ROLES, files_of
+from manifests.listing import SPLIT_WORDS, ListedImage, Listing, inside
+from manifests.readers import is_image_file
 from manifests.types import Split
 
-ROLES = ("file", "label", "split", "group", "mask")
+ROLES = ("file", "label", "split", "group", "mask", *UID_ROLES)
 DEFAULT_COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {role: (role,) for role in ROLES} | {"label": ("label", "class")}
+    {role: (role,) for role in ROLES}
+    | {
+        "label": ("label", "class"),
+        "study": ("study", "StudyInstanceUID"),
+        "series": ("series", "SeriesInstanceUID"),
+        "instance": ("instance", "SOPInstanceUID"),
+    }
 )
 """Names under which a role's column is looked for when none are given."""
 SHOWN = 5
@@ -33,8 +41,9 @@ def list_csv(root: Path, labels: Path, columns: Mapping[str, str] | None = None)
     labels : Path
         UTF-8 CSV with a header line.
     columns : Mapping[str, str], optional
-        Column by role (`file`, `label`, `split`, `group`, `mask`); only these are used, and `file` is the column `file`
-        unless named. By default every role's column has the role's name, and `class` is a label too.
+        Column by role (`file`, `label`, `split`, `group`, `mask`; in place of `file` one or more of `study`, `series`
+        and `instance`, UIDs of DICOM files); only these are used, and `file` is the column `file` unless named. By
+        default every role's column has the role's name; `class` is a label too, and `StudyInstanceUID` a study.
 
     Raises
     ------
@@ -44,7 +53,12 @@ def list_csv(root: Path, labels: Path, columns: Mapping[str, str] | None = None)
     """
     header, records = _read(labels)
     used = _columns_used(header, columns)
-    images = [_listed(dict(zip(header, cells, strict=True)), used, line) for line, cells in records]
+    lines = {line: _cells(header, cells, used) for line, cells in records}
+    if "file" not in used:
+        lines_of_files = [(line, {**lines[line], "file": path}) for line, path in files_of(root, lines)]
+    else:
+        lines_of_files = list(lines.items())
+    images = [_listed(cells, line) for line, cells in lines_of_files]
     if not images:
         raise InventoryError("The CSV names no file.", "It needs one line for every image below its header.")
     _refuse_files(
@@ -71,8 +85,8 @@ def _count_unnamed(root: Path, named: set[str]) -> int:
     count = 0
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        images = [name for name in files if is_image_name(name) and not name.startswith(".")]
-        count += sum(Path(folder, name).relative_to(root).as_posix() not in named for name in images)
+        for path in (Path(folder, name) for name in files if not name.startswith(".")):
+            count += path.relative_to(root).as_posix() not in named and is_image_file(path)
     return count
 
 
@@ -106,10 +120,11 @@ def _columns_used(header: list[str], columns: Mapping[str, str] | None) -> dict[
         found = {role: [name for name in names if name in header] for role, names in DEFAULT_COLUMNS.items()}
         used = {role: names[0] for role, names in found.items() if names}
     else:
-        used = {"file": "file", **columns}
+        used = dict(columns)
     if unknown := sorted(set(used) - set(ROLES)):
         raise InventoryError(f"Unknown role {unknown[0]!r} of a column.", f"Roles: {', '.join(ROLES)}.")
-    used.setdefault("file", "file")
+    if not set(used) & set(UID_ROLES):
+        used.setdefault("file", "file")
     if missing := [name for name in used.values() if name not in header]:
         raise InventoryError(
             f"The CSV has no column {missing[0]!r}; it has: {', '.join(header)}.",
@@ -118,8 +133,13 @@ def _columns_used(header: list[str], columns: Mapping[str, str] | None) -> dict[
     return used
 
 
-def _listed(record: Mapping[str, str], used: Mapping[str, str], line: int) -> ListedImage:
-    cell = {role: record[column] for role, column in used.items()}
+def _cells(header: list[str], cells: list[str], used: Mapping[str, str]) -> dict[str, str]:
+    """Text of one line by role."""
+    record = dict(zip(header, cells, strict=True))
+    return {role: record[column] for role, column in used.items()}
+
+
+def _listed(cell: Mapping[str, str], line: int) -> ListedImage:
     if not cell["file"]:
         raise InventoryError(f"CSV line {line} names no file.", "Fill the cell or delete the line.")
     return ListedImage(

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from unicodedata import normalize
 
 from manifests.errors import InventoryError
-from manifests.readers import DECODERS
+from manifests.readers import DECODERS, is_image_file
 from manifests.types import Split
 
 SPLIT_WORDS: Mapping[str, Split] = MappingProxyType(
@@ -105,7 +105,8 @@ def _walk(folder: Path, root: Path, found: list[PurePosixPath]) -> int:
     """Append the images below a folder; return how many other entries there are."""
     ignored = 0
     for entry in _entries(folder):
-        is_image, is_folder = is_image_name(entry.name), entry.is_dir()
+        is_folder = entry.is_dir()
+        is_image = is_image_name(entry.name) or (not is_folder and is_image_file(entry))
         if entry.name.startswith(".") or not (is_image or is_folder):
             ignored += 1
             continue

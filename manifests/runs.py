@@ -40,6 +40,8 @@ PACKAGES = (
     "numpy",
     "scikit-learn",
     "pillow",
+    "pydicom",
+    "nibabel",
 )
 """Distributions whose versions can change results."""
 SLURM = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")

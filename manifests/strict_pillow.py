@@ -70,6 +70,7 @@ class _StrictSettings:
         warnings.filterwarnings("error", module=r"PIL\.")
         for beginning in HARMLESS:
             warnings.filterwarnings("ignore", message=beginning, module=r"PIL\.")
+        warnings.filterwarnings("ignore", module=r"(manifests\.dicom_files|pydicom|pylibjpeg|libjpeg|openjpeg)\b")
         self._restore.callback(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES)
         self._restore.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
         ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -77,7 +78,8 @@ class _StrictSettings:
         Image.MAX_IMAGE_PIXELS = None
 
 
-_STRICT = _StrictSettings()
+STRICT = _StrictSettings()
+"""For all decoders, pydicom's too, whose warnings about unusual files are passed over: what matters is an error."""
 
 
 @contextmanager
@@ -94,7 +96,7 @@ def opened_image(stream: BinaryIO) -> Iterator[Image.Image]:
     ReadError
         With a code of `manifests.readers.REASONS`, also for what Pillow raises inside the block.
     """
-    with _STRICT:
+    with STRICT:
         try:
             with Image.open(stream, formats=FORMATS) as image:
                 _check_frames(image)

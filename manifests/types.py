@@ -42,7 +42,7 @@ class ImageRow:
     row: int
     """Position in the drop, from 0."""
     image_id: str
-    """First 16 hex digits of the file's sha256."""
+    """First 16 hex digits of the file's sha256; of a frame of many, of the sha256 of `<the file's sha256>:<frame>`."""
     path: str
     """Path of the image relative to the source root, with forward slashes."""
     mask_path: str
@@ -68,6 +68,13 @@ class ImageRow:
     """image_id of the first row with the same bytes, in this drop or an earlier one; empty if it is the first."""
     transforms: str
     """What reading does to the pixels, as the reader's comma-separated codes (`exif-6,gray16-range`)."""
+    frame: int = 0
+    """Frame of a DICOM file or slice of a NIfTI volume, from 0; 0 where the file is one picture."""
+
+    @property
+    def is_frame(self) -> bool:
+        """Whether its file holds further pictures."""
+        return bool(self.sha256) and self.image_id != self.sha256[:16]
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,12 +51,15 @@ def ingest(
         bool, typer.Option("--strict", help="Refuse leaks, contradictory labels, masks and shortcuts.")
     ] = False,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
+    config: ConfigOption = None,
+    set_: SetOption = None,
     verbose: VerboseOption = False,
     json: JsonOption = False,
 ) -> None:
     """Register the images of a folder that no drop holds yet as a new drop."""
     from manifests.ingest import IngestOptions
     from pipeline.commands import do_ingest
+    from pipeline.config import load_config
 
     options = IngestOptions(
         dataset=dataset,
@@ -64,6 +67,7 @@ def ingest(
         labels=labels,
         columns=_columns(columns),
         chunk_items=chunk_items,
+        reading=load_config(config, set_ or ()).asked_reading if config or set_ else None,
         strict=strict,
     )
     set_up(verbose=verbose)

@@ -98,6 +98,12 @@ def _ingest_lines(report: IngestReport) -> Iterable[str]:
         yield f"  differs in the source, nothing changed here: {image_id}"
     if report.unnamed:
         yield f"  images in the source that the CSV does not name: {report.unnamed}"
+    for what, count in sorted(report.skipped.items()):
+        yield f"  DICOM files without an image, skipped: {count} {what}"
+    if said := report.burned_in.get("YES", 0):
+        yield f"  files that say that text is burned into their pixels: {said}; nothing removes it"
+    if silent := sum(n for word, n in report.burned_in.items() if word not in ("YES", "NO")):
+        yield f"  DICOM files that do not say whether text is burned in: {silent}; look at them"
     if report.drop and report.without_patient:
         yield f"  images without a patient (no group): {report.without_patient}; each counts as a patient of its own"
     if report.leaks:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import ValidationError, model_validator
 
 from manifests.errors import ConfigError
+from manifests.reading import Reading
 from pipeline.cluster_config import ClusterConfig
 from stages.base import Settings, StudySettings
 from stages.baselines.settings import BaselinesSettings
@@ -44,6 +45,7 @@ class RunConfig(Settings):
     """Everything that a run is told; `[section]` tables are the stages' own settings."""
 
     preset: Literal["embedded", "paper"] = "embedded"
+    reading: Reading = Reading()
     proposals: ProposalsSettings = ProposalsSettings()
     masks: MasksConfig = MasksConfig()
     embeddings: EmbeddingsSettings = EmbeddingsSettings()
@@ -56,6 +58,11 @@ class RunConfig(Settings):
     lora: LoraConfig = LoraConfig()
     study: StudySettings = StudySettings()
     cluster: ClusterConfig = ClusterConfig()
+
+    @property
+    def asked_reading(self) -> Reading | None:
+        """How DICOM and NIfTI files become pictures, where the configuration says so."""
+        return self.reading if "reading" in self.model_fields_set else None
 
     @model_validator(mode="after")
     def _sections_agree(self) -> RunConfig:

@@ -13,7 +13,7 @@ from manifests.audit import flagged
 from manifests.commits import Commit, content_digest, read_commit
 from manifests.disk import write_atomic
 from manifests.drops import Drop, load_drops, load_locations, load_rows, load_twins
-from manifests.errors import InventoryError
+from manifests.errors import ConfigError, InventoryError
 from manifests.fingerprint import canonical_json, digest_json
 from manifests.layout import DatasetPaths
 from manifests.readers import POISON, WITHDRAWN, ImageSource
@@ -67,6 +67,12 @@ class Workspace:
             raise InventoryError(
                 f"The data set {paths.name!r} has no drop{' that is not withdrawn' if known else ''}.",
                 f"Start with: pipeline ingest SOURCE --dataset {paths.name}",
+            )
+        asked, was = config.asked_reading, self.drops[-1].reading
+        if asked not in (None, was):
+            raise ConfigError(
+                f"[reading] asks for {asked}, but the drops were ingested with {was}.",
+                "Leave [reading] out, or ingest the source with it into another data set.",
             )
         self.nodes: Mapping[str, Node] = {n.key: n for n in build_graph(config)}
         self.looking = False
@@ -128,7 +134,7 @@ class Workspace:
         """Reader of one drop's image files, but for withdrawn ones and for those whose ids are `poison`."""
         root = self.source or Path(self.drop(drop_id).source_root)
         refused = dict.fromkeys(poison, POISON) | dict.fromkeys(self.withdrawn, WITHDRAWN)
-        return ImageSource(root, self.locations, refused=refused)
+        return ImageSource(root, self.locations, refused=refused, reading=self.drop(drop_id).reading)
 
     def map_stage(self, node: Node) -> MapStage:
         """The stage object of a map node, built once."""

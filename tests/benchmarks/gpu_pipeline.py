@@ -1,9 +1,9 @@
 """Both stages with a model as a user runs them on one GPU: images a second, and the share of time that it is busy.
 
 `python -m tests.benchmarks.gpu_pipeline SOURCE [--labels CSV --columns C] [--set K=V ...]`: each setting of `VARIANTS`
-in a work folder of its own. Without SOURCE it is the demo, to its end. Seconds are those from the first unit's planning to the last commit of a node, so that
-the start of the worker and the loading of the model count; `steady` leaves out the first unit. The GPU is asked ten
-times a second by nvidia-smi how busy it was.
+in a work folder of its own. Without SOURCE it is the demo, to its end. Seconds are those from the first unit's planning
+to the last commit of a node, so that the start of the worker and the loading of the model count; `steady` leaves out
+the first unit. The GPU is asked ten times a second by nvidia-smi how busy it was.
 """
 
 from __future__ import annotations

@@ -42,7 +42,8 @@ def add_row(source: Path, file: Path, label: str, split: str, mask: str) -> None
 
 def stores(dataset: Path) -> dict[str, list[str]]:
     """Committed units of every store of a data set, by its path below stages/."""
-    roots = [folder.parent for folder in (dataset / "stages").rglob("commits") if folder.is_dir()]
+    stages = dataset / "stages"
+    roots = [folder.parent for depth in ("*/*", "*/*/*") for folder in stages.glob(f"{depth}/commits")]
     return {root.relative_to(dataset / "stages").as_posix(): sorted(committed_units(root)) for root in roots}
 
 

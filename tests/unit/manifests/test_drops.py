@@ -200,7 +200,7 @@ def test_damaged_drop_file_is_refused_by_name(paths, content, message):
         load_drops(paths)
 
 
-@pytest.mark.parametrize("version", [1, 4])
+@pytest.mark.parametrize("version", [1, 5])
 def test_drop_of_another_version_is_refused_not_called_damaged(paths, version):
     write(paths)
     file = paths.drop("drop-001") / "drop.json"

@@ -130,7 +130,7 @@ def test_unreadable_images_are_rows_with_a_reason(source):
         "a/folder.png": "file.irregular",
         "a/link.png": "file.missing",
         "a/page.jpg": "decode.unreadable",
-        "a/scan.dcm": "format.later",
+        "a/scan.dcm": "decode.unreadable",
     }
     assert {(item.header.width, item.header.mode) for item in found.items} == {(0, "")}
     assert len({item.image_id for item in found.items}) == 5

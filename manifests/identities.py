@@ -1,0 +1,83 @@
+"""Lines of a CSV that name DICOM files by their UIDs, and the files that they mean."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from manifests.errors import InventoryError, ReadError
+from manifests.readers import is_image_file, probe
+from manifests.reading import Identity
+
+UID_ROLES = ("study", "series", "instance")
+"""Roles of columns that hold StudyInstanceUID, SeriesInstanceUID and SOPInstanceUID."""
+
+Cells = Mapping[str, str]
+"""Text of one line by role."""
+
+
+def files_of(root: Path, lines: Mapping[int, Cells]) -> Iterator[tuple[int, str]]:
+    """Find the DICOM files below a folder that each line of a CSV names.
+
+    Parameters
+    ----------
+    root : Path
+        The source folder, resolved.
+    lines : Mapping[int, Mapping[str, str]]
+        Cells of each line by its number; those of `UID_ROLES` that are not empty must all be the file's.
+
+    Yields
+    ------
+    tuple[int, str]
+        Line, and path of a file relative to the root; a line can name many files.
+
+    Raises
+    ------
+    InventoryError
+        If a line has no UID or names nothing, or two lines name one file.
+    """
+    wanted = {line: _uids(cells, line) for line, cells in lines.items()}
+    by_uids: dict[tuple[str, ...], list[int]] = {}
+    for line, uids in wanted.items():
+        by_uids.setdefault(uids, []).append(line)
+    forms = {tuple(bool(uid) for uid in uids) for uids in wanted.values()}
+    left = set(wanted)
+    for path, identity in _identities(root):
+        own = (identity.study, identity.series, identity.instance)
+        keys = [tuple(uid if used else "" for uid, used in zip(own, form, strict=True)) for form in sorted(forms)]
+        found = [line for key in keys for line in by_uids.get(key, ())]
+        if len(found) > 1:
+            raise InventoryError(
+                f"CSV lines {found[0]} and {found[1]} both name {path!r}.", "Keep one line for each file."
+            )
+        left.difference_update(found)
+        yield from ((line, path) for line in found)
+    if left:
+        first = min(left)
+        raise InventoryError(
+            f"CSV line {first} (and {len(left) - 1} more) names no DICOM file of the source.",
+            "Check its UIDs and the folder.",
+        )
+
+
+def _uids(cells: Cells, line: int) -> tuple[str, ...]:
+    uids = tuple(cells.get(role, "").strip() for role in UID_ROLES)
+    if not any(uids):
+        raise InventoryError(f"CSV line {line} has no UID.", "Fill the cell or delete the line.")
+    return uids
+
+
+def _identities(root: Path) -> Iterator[tuple[str, Identity]]:
+    """Path and identity of every DICOM file below a folder; what cannot be read has none."""
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for path in (Path(folder, name) for name in sorted(files) if not name.startswith(".")):
+            if not is_image_file(path):
+                continue
+            try:
+                identity = probe(path).identity
+            except ReadError:
+                continue
+            if identity.instance:
+                yield path.relative_to(root).as_posix(), identity
