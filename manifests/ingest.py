@@ -181,9 +181,9 @@ def _reading(asked: Reading | None, drops: Sequence[Drop]) -> Reading:
     if not drops:
         return asked or Reading()
     before = drops[-1].reading
-    if asked not in (None, before):
+    if asked and (differences := asked.differences(before)):
         raise InventoryError(
-            f"Earlier drops were read with {before}, this one would be with {asked}.",
+            f"This drop would be read otherwise than the earlier ones: reading.{differences}.",
             "Leave out [reading], or ingest everything into another data set.",
         )
     return before

@@ -30,6 +30,11 @@ class Reading(BaseModel):
     volume: int = Field(default=0, ge=0)
     """Of a NIfTI file with several volumes (time, contrast), the one that is read."""
 
+    def differences(self, other: Reading) -> str:
+        """What this one says in so many words and another says otherwise: `every = 1, not 50`; empty if nothing."""
+        named = ((name, getattr(self, name), getattr(other, name)) for name in sorted(self.model_fields_set))
+        return "; ".join(f"{name} = {own!r}, not {theirs!r}" for name, own, theirs in named if own != theirs)
+
     @model_validator(mode="after")
     def _in_order(self) -> Self:
         if isinstance(self.window, tuple) and not self.window[1] > 1:

@@ -67,7 +67,7 @@ def ingest(
         labels=labels,
         columns=_columns(columns),
         chunk_items=chunk_items,
-        reading=load_config(config, set_ or ()).asked_reading if config or set_ else None,
+        reading=load_config(config, set_ or ()).reading,
         strict=strict,
     )
     set_up(verbose=verbose)

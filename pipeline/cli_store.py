@@ -66,7 +66,9 @@ def withdraw(
 
 @store.command()
 def explain(
-    what: Annotated[str, typer.Argument(metavar="ID", help="Image id or path; drop-001/000003; or medfocus-5-0.")],
+    what: Annotated[
+        str, typer.Argument(metavar="ID", help="Image id or path[#frame]; drop-001/000003; or medfocus-5-0.")
+    ],
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     dataset: DatasetOption = None,
     config: ConfigOption = None,

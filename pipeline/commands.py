@@ -105,7 +105,8 @@ def _ingest_lines(report: IngestReport) -> Iterable[str]:
     if silent := sum(n for word, n in report.burned_in.items() if word not in ("YES", "NO")):
         yield f"  DICOM files that do not say whether text is burned in: {silent}; look at them"
     if report.drop and report.without_patient:
-        yield f"  images without a patient (no group): {report.without_patient}; each counts as a patient of its own"
+        without = report.without_patient
+        yield f"  images without a patient (no group): {without}; each file counts as a patient of its own"
     if report.leaks:
         earlier = f", {report.leaking_earlier} of them in earlier drops" if report.leaking_earlier else ""
         yield f"  test images that are in train too: {report.leaking}{earlier}; scores are given with and without them"

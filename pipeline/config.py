@@ -59,11 +59,6 @@ class RunConfig(Settings):
     study: StudySettings = StudySettings()
     cluster: ClusterConfig = ClusterConfig()
 
-    @property
-    def asked_reading(self) -> Reading | None:
-        """How DICOM and NIfTI files become pictures, where the configuration says so."""
-        return self.reading if "reading" in self.model_fields_set else None
-
     @model_validator(mode="after")
     def _sections_agree(self) -> RunConfig:
         sides = {self.proposals.canvas_px, self.masks.canvas_px, self.embeddings.canvas_px}

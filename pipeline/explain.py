@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,14 +58,30 @@ def explain(workspace: Workspace, what: str) -> Record:
     if cells := _cells_named(workspace, what):
         return {"kind": "cell", "unit": what, "results": cells}
     rows = [row for drop in load_drops(workspace.paths) for row in load_rows(workspace.paths, drop)]
-    named = next((row.image_id for row in rows if row.path == what), None)
     try:
-        return _image(workspace, named or find_image({row.image_id for row in rows}, what))
+        return _image(workspace, _at_path(rows, what) or find_image({row.image_id for row in rows}, what))
     except InventoryError as error:
         raise InventoryError(
             f"{what!r} names no image, chunk or cell here. {error.what}",
-            "Image: its id or path. Chunk: drop-001/000003. Cell: medfocus-5-0, with the --config of its run.",
+            "Image: its id, path or path#frame. Chunk: drop-001/000003. Cell: medfocus-5-0, with the --config of its run.",
         ) from error
+
+
+def _at_path(rows: Sequence[ImageRow], what: str) -> str:
+    """Id of the image at a path, or of one frame of a file (`scan.nii.gz#12`); empty if there is none.
+
+    Raises
+    ------
+    InventoryError
+        If the file holds several images and no frame is named.
+    """
+    found = {row.frame: row.image_id for row in rows if row.path == what}
+    if len(found) > 1:
+        frames = f"{min(found)} to {max(found)}"
+        raise InventoryError(f"It is a file of {len(found)} images, frames {frames}.", f"Name one: {what}#{min(found)}")
+    path, _, frame = what.rpartition("#")
+    found.update((row.frame, row.image_id) for row in rows if row.path == path and str(row.frame) == frame)
+    return next(iter(found.values()), "")
 
 
 def _image(workspace: Workspace, image_id: str) -> Record:
@@ -97,6 +113,7 @@ def _place(drop_id: str, chunk: Chunk, row: ImageRow) -> Record:
         "row": row.row,
         "chunk": f"{drop_id}/{chunk.unit}",
         "file": row.path,
+        "frame": row.frame if row.is_frame else None,
         "sha256": row.sha256,
         "width": row.width,
         "height": row.height,

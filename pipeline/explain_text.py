@@ -25,7 +25,8 @@ def _print_image(record: Record) -> None:
     say([f"image {record['image']}"])
     for row in record["rows"]:
         size = f"{row['width']} x {row['height']} px {row['mode']}"
-        say([f"  {row['drop']} row {row['row']}, chunk {row['chunk']}: {row['file']} ({size})"])
+        file = row["file"] if row["frame"] is None else f"{row['file']}#{row['frame']}"
+        say([f"  {row['drop']} row {row['row']}, chunk {row['chunk']}: {file} ({size})"])
         say([f"    label {row['label'] or 'none'}, split {row['split']}, group {row['group']}"])
         if row["transforms"]:
             say([f"    read with: {row['transforms']}"])

@@ -68,10 +68,9 @@ class Workspace:
                 f"The data set {paths.name!r} has no drop{' that is not withdrawn' if known else ''}.",
                 f"Start with: pipeline ingest SOURCE --dataset {paths.name}",
             )
-        asked, was = config.asked_reading, self.drops[-1].reading
-        if asked not in (None, was):
+        if differences := config.reading.differences(self.drops[-1].reading):
             raise ConfigError(
-                f"[reading] asks for {asked}, but the drops were ingested with {was}.",
+                f"The configuration asks for another reading than the drops were ingested with: reading.{differences}.",
                 "Leave [reading] out, or ingest the source with it into another data set.",
             )
         self.nodes: Mapping[str, Node] = {n.key: n for n in build_graph(config)}
