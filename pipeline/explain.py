@@ -63,7 +63,7 @@ def explain(workspace: Workspace, what: str) -> Record:
     except InventoryError as error:
         raise InventoryError(
             f"{what!r} names no image, chunk or cell here. {error.what}",
-            "Image: its id, path or path#frame. Chunk: drop-001/000003. Cell: medfocus-5-0, with the --config of its run.",
+            "Image: id, path or path#frame. Chunk: drop-001/000003. Cell: medfocus-5-0, with the --config of its run.",
         ) from error
 
 
