@@ -99,10 +99,10 @@ def predictions(workspace: Workspace, committed: Committed, policy: str) -> dict
         if node.policy == policy and fitted:
             largest = max(fitted, key=lambda cell: (cell.fraction, cell.shots, -cell.seed))
             text = read_artifact(workspace, node, cells[largest], "predictions.csv").decode("utf-8")
-            return {r["image_id"]: _plain(r["predicted"]) for r in csv.DictReader(io.StringIO(text, newline=""))}
+            return {r["image_id"]: plain_name(r["predicted"]) for r in csv.DictReader(io.StringIO(text, newline=""))}
     return {}
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A class name without the apostrophe that keeps spreadsheets from running it."""
     return name[1:] if name[:1] == "'" and name[1:].startswith(ESCAPED) else name

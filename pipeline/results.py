@@ -6,6 +6,7 @@ import io
 import json
 import shlex
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
@@ -19,7 +20,7 @@ from manifests.errors import InventoryError
 from manifests.fingerprint import digest_json
 from manifests.store import StageStore
 from manifests.types import Split, Status
-from pipeline.committed import Committed, look_up, read_artifact
+from pipeline.committed import Committed, look_up, plain_name, read_artifact
 from pipeline.config import load_config
 from pipeline.gallery import Pictures, take_pictures
 from pipeline.graph import Node
@@ -27,7 +28,7 @@ from pipeline.lineage import lineage
 from pipeline.workspace import Workspace
 from stages.methods import sees_masks
 from stages.models.registry import UNTRAINED
-from stages.report.data import ANSWER_COLUMNS, FAILURE_COLUMNS, LEDGER_COLUMNS, ReportData
+from stages.report.data import ANSWER_COLUMNS, FAILURE_COLUMNS, LEDGER_COLUMNS, PROBABILITY_COLUMNS, ReportData
 from stages.report.page import PAGE, layout_digest, write_report
 from stages.report.tables import place
 
@@ -107,6 +108,44 @@ def answer_table(workspace: Workspace, committed: Committed) -> pd.DataFrame:
             )
             frames.append(frame)
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(ANSWER_COLUMNS))
+
+
+def probability_table(workspace: Workspace, committed: Committed) -> pd.DataFrame:
+    """One row a test image and cell of a method's largest training subset, with `PROBABILITY_COLUMNS` and more.
+
+    Raises
+    ------
+    DamagedError
+        If predictions are missing or not what was committed.
+    """
+    frames = []
+    for key, cells in committed.cells.items():
+        node = workspace.nodes[key]
+        largest: dict[str, tuple[float, int]] = {}
+        for cell in cells:
+            largest[cell.method] = max(largest.get(cell.method, (0.0, 0)), (cell.fraction, cell.shots))
+        for cell, commit in cells.items():
+            if (cell.fraction, cell.shots) == largest[cell.method]:
+                told = _told(read_artifact(workspace, node, commit, "predictions.csv"), workspace.classes)
+                told.insert(0, "seed", cell.seed)
+                told.insert(0, "training", cell.training)
+                told.insert(0, "method", _shown(node, cell.method))
+                told.insert(0, "mask", node.policy if _sees_masks(workspace, node, cell.method) else "")
+                frames.append(told)
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(PROBABILITY_COLUMNS))
+
+
+def _told(data: bytes, classes: Sequence[str]) -> pd.DataFrame:
+    """A cell's predictions.csv with class indices in place of names."""
+    texts = dict.fromkeys(("image_id", "drop", "row", "label", "predicted"), str)
+    told = pd.read_csv(io.BytesIO(data), dtype=texts, na_filter=False)
+    shares = told[[f"p_{name}" for name in classes]].to_numpy("float64")
+    fields = {
+        "image": told["drop"] + "/" + told["row"],
+        "truth": told["label"].map(plain_name).map({name: index for index, name in enumerate(classes)}),
+        "predicted": shares.argmax(axis=1),
+    }
+    return pd.DataFrame({**fields, **{f"p_{index}": shares[:, index] for index in range(len(classes))}})
 
 
 def _shown(node: Node, method: str) -> str:
@@ -214,6 +253,7 @@ def report_data(workspace: Workspace) -> ReportData:
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         scores=scores,
         answers=answer_table(workspace, committed),
+        probabilities=probability_table(workspace, committed),
         published=workspace.config.study.published,
         cards=model_cards(workspace, committed),
         ledger=mask_ledger(workspace, committed),

@@ -66,6 +66,49 @@ def compare(answers: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
     return frame.assign(p_holm=corrected)
 
 
+def near_best(answers: pd.DataFrame, summary: pd.DataFrame) -> dict[tuple[str, str, str], str]:
+    """Which results are the best at their amount of training data, and which are not significantly worse.
+
+    Each method is compared with the best by McNemar's exact test on the same test images, as in `compare`, corrected by
+    Holm's method within the amount.
+
+    Returns
+    -------
+    dict[tuple[str, str, str], str]
+        `best` or `near` by mask, method and training; what is worse is left out.
+    """
+    from statsmodels.stats.multitest import multipletests
+
+    marks: dict[tuple[str, str, str], str] = {}
+    for training, cells in answers.groupby("training"):
+        rows = summary[summary["training"] == training]
+        means = dict(zip(zip(rows["mask"], rows["method"], strict=True), rows["accuracy_mean"], strict=True))
+        best = max(means, key=lambda pair: (means[pair], pair))
+        marks[(*best, str(training))] = "best"
+        pairs = list(means)
+        right = {(m, n): _majority(cells[(cells["mask"] == m) & (cells["method"] == n)]) for m, n in pairs}
+        others = [pair for pair in pairs if pair != best and len(right[pair]) == len(right[best])]
+        if not others:
+            continue
+        p_values = [_mcnemar(right[pair], right[best]) for pair in others]
+        corrected = multipletests(p_values, method="holm")[1]
+        marks |= {(*pair, str(training)): "near" for pair, p in zip(others, corrected, strict=True) if p >= LEVEL}
+    return marks
+
+
+def _majority(cells: pd.DataFrame) -> pd.Series:
+    """Whether each image is right in more than half of the seeds, by image."""
+    share = cells.groupby("image")["correct"].mean()
+    return share > 0.5
+
+
+def _mcnemar(ours: pd.Series, theirs: pd.Series) -> float:
+    from statsmodels.stats.contingency_tables import mcnemar
+
+    only, others = int((ours & ~theirs).sum()), int((~ours & theirs).sum())
+    return float(mcnemar([[0, only], [others, 0]], exact=True).pvalue) if only + others else 1.0
+
+
 def comparison_table(compared: pd.DataFrame) -> Table:
     """Differences in percentage points with their intervals and corrected p values; a column an amount."""
     columns = amounts(compared)

@@ -33,6 +33,9 @@ SCORE_COLUMNS: Final = (
 )
 ANSWER_COLUMNS: Final = ("mask", "method", "training", "seed", "image", "group", "flagged", "correct")
 """Of one test image in one cell; `image` names its row, because copies of a file share an image_id."""
+PROBABILITY_COLUMNS: Final = ("mask", "method", "training", "seed", "image", "truth", "predicted")
+"""Of one test image in one cell of its method's largest training subset; `truth` and `predicted` are class indices, and
+`p_0`, `p_1`, ... follow, the probabilities of the classes."""
 LEDGER_COLUMNS: Final = ("mask", "split", "class", "n", "ok", "fallback", "failed", "mean_area")
 FAILURE_COLUMNS: Final = ("stage", "status", "reason", "n")
 
@@ -83,6 +86,8 @@ class ReportData:
     """A row for each (mask, method, training, seed) with `SCORE_COLUMNS`; auroc may be missing."""
     answers: pd.DataFrame
     """A row for each test image of each cell with `ANSWER_COLUMNS`."""
+    probabilities: pd.DataFrame
+    """A row for each test image of each cell of a method's largest training subset with `PROBABILITY_COLUMNS`."""
     cards: Sequence[Mapping[str, Any]]
     """Identity cards of the models."""
     ledger: pd.DataFrame
@@ -105,6 +110,7 @@ class ReportData:
         for name, frame, columns in (
             ("scores", self.scores, SCORE_COLUMNS),
             ("answers", self.answers, ANSWER_COLUMNS),
+            ("probabilities", self.probabilities, PROBABILITY_COLUMNS),
             ("ledger", self.ledger, LEDGER_COLUMNS),
             ("failures", self.failures, FAILURE_COLUMNS),
         ):

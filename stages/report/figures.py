@@ -94,7 +94,7 @@ def figure_bytes(figure: Figure, kind: str) -> bytes:
     """A figure as `png` (150 dots an inch) or `svg`, the same bytes for the same figure."""
     out = io.BytesIO()
     metadata = {"Date": None} if kind == "svg" else {"Software": None}
-    with rc_context({"svg.hashsalt": "learning-curve"}):
+    with rc_context({"svg.hashsalt": "report"}):
         figure.savefig(out, format=kind, dpi=150, metadata=metadata)
     return out.getvalue()
 

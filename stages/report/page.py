@@ -1,38 +1,83 @@
-"""The report as one self-contained page without scripts or network, beside its tables and figures as files."""
+"""The report as one self-contained page without network, beside its tables and figures as files."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
 from manifests.disk import PARTIAL, disk_errors, make_private, place, write_atomic, write_synced
 from manifests.fingerprint import digest_bytes, digest_json
-from stages.report import figures, notes, tables
-from stages.report.comparison import REFERENCE, compare, comparison_table
+from stages.report import figures, notes, plots, tables
+from stages.report.answer import answer_of
+from stages.report.comparison import REFERENCE, compare, comparison_table, near_best
 from stages.report.data import FAILURE_COLUMNS, SCORE_COLUMNS, GalleryItem, ReportData
+from stages.report.diagnostics import chosen
+from stages.report.markdown import Section, markdown
+from stages.report.plots import Plot
 from stages.report.published import published_table
 
-PAGE = "index.html"
+PAGE, TWIN = "index.html", "report.md"
 DROP_COLUMNS = ("id", "n_items", "created")
+KINDS = ("png", "svg")
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What is computed of a report's data, once for the page, its twin and the files."""
+
+    summary: pd.DataFrame
+    """What `tables.summarise` makes of the scores."""
+    compared: pd.DataFrame
+    """What `comparison.compare` makes of the answers."""
+    marks: Mapping[tuple[str, str, str], str]
+    """What `comparison.near_best` makes of both."""
+    plots: Sequence[Plot]
+    """The learning curve first."""
+
+    @classmethod
+    def of(cls, data: ReportData) -> Findings:
+        """Summarise, compare and draw."""
+        summary, compared = tables.summarise(data.scores), compare(data.answers)
+        return cls(summary, compared, near_best(data.answers, summary), _plots(data, summary, compared))
+
+
+def _plots(data: ReportData, summary: pd.DataFrame, compared: pd.DataFrame) -> list[Plot]:
+    methods = list(dict.fromkeys(summary["method"]))
+    left_out = len(methods) - len(figures.drawn(summary))
+    text = "Mean over seeds, band of one standard deviation."
+    if left_out:
+        text += f" {left_out} of {len(methods)} methods are not drawn: beside the reference, medfocus and the constant "
+        text += "class, those with the highest mean accuracy are."
+    points = ["mask", "method", "training", "seeds", "accuracy_mean", "accuracy_sd"]
+    found = [Plot("learning_curve", "Learning curve", text, figures.learning_curve(summary), summary[points])]
+    controls = plots.controls_plot(compared)
+    found += [controls] if controls else []
+    if pairs := chosen(data.probabilities, summary):
+        drawing = (plots.confusion_plot, plots.reliability_plot, plots.roc_plot)
+        found += [draw(data.probabilities, pairs, data.classes) for draw in drawing]
+    return found
 
 
 def layout_digest() -> str:
     """Digest of everything that decides how a page looks: the template and the code of this package."""
-    sources = sorted(
-        (f for f in files(__package__).iterdir() if f.name.endswith((".py", ".html"))), key=lambda f: f.name
-    )
+    suffixes = (".py", ".html", ".css", ".js")
+    sources = sorted((f for f in files(__package__).iterdir() if f.name.endswith(suffixes)), key=lambda f: f.name)
     return digest_json({file.name: digest_bytes(file.read_bytes()) for file in sources})
 
 
 def write_report(data: ReportData, out: Path) -> Path:
-    """Write index.html, tables as CSV, provenance.json and figures/learning_curve.{png,svg,csv}; the page comes last.
+    """Write index.html, report.md, tables as CSV, provenance.json and figures/*.{png,svg,csv}; the page comes last.
 
     Parameters
     ----------
@@ -51,63 +96,67 @@ def write_report(data: ReportData, out: Path) -> Path:
     StoreError
         If the disk is full, read-only or forbidden.
     """
-    summary = tables.summarise(data.scores)
-    curve = figures.learning_curve(summary)
-    drawn = {kind: figures.figure_bytes(curve, kind) for kind in ("png", "svg")}
+    findings = Findings.of(data)
+    drawn = {plot.name: {kind: figures.figure_bytes(plot.figure, kind) for kind in KINDS} for plot in findings.plots}
     make_private(out)
     folder = make_private(out / "figures")
-    for kind, image in drawn.items():
-        _replace(folder / f"learning_curve.{kind}", image)
-    points = ["mask", "method", "training", "seeds", "accuracy_mean", "accuracy_sd"]
-    write_atomic(folder / "learning_curve.csv", summary[points].to_csv(index=False, lineterminator="\n"))
-    compared = compare(data.answers)
-    write_atomic(out / "comparison.csv", compared.to_csv(index=False, lineterminator="\n"))
-    write_atomic(out / "summary.csv", summary.to_csv(index=False, lineterminator="\n"))
+    for plot in findings.plots:
+        for kind, image in drawn[plot.name].items():
+            _replace(folder / f"{plot.name}.{kind}", image)
+        write_atomic(folder / f"{plot.name}.csv", plot.numbers.to_csv(index=False, lineterminator="\n"))
+    write_atomic(out / "comparison.csv", findings.compared.to_csv(index=False, lineterminator="\n"))
+    write_atomic(out / "summary.csv", findings.summary.to_csv(index=False, lineterminator="\n"))
     rest = [column for column in data.scores.columns if column not in SCORE_COLUMNS]
     scores = data.scores[[*SCORE_COLUMNS, *rest]]
     write_atomic(out / "scores.csv", scores.to_csv(index=False, lineterminator="\n"))
     record = {"report": data.fingerprint, "command": data.command, **data.provenance}
     write_atomic(out / "provenance.json", json.dumps(record, indent=1) + "\n")
-    write_atomic(out / PAGE, render(data, summary, compared, drawn["svg"]))
+    write_atomic(out / TWIN, twin(data, findings))
+    write_atomic(out / PAGE, render(data, findings, {name: kinds["svg"] for name, kinds in drawn.items()}))
     return out / PAGE
 
 
-def render(data: ReportData, summary: pd.DataFrame, compared: pd.DataFrame, curve_svg: bytes) -> str:
+def render(data: ReportData, findings: Findings, drawn: Mapping[str, bytes]) -> str:
     """The page as HTML; every text is escaped.
 
     Parameters
     ----------
     data : ReportData
         What the report shows.
-    summary : DataFrame
-        What `tables.summarise` makes of its scores.
-    compared : DataFrame
-        What `comparison.compare` makes of its answers.
-    curve_svg : bytes
-        The learning curve.
+    findings : Findings
+        What is computed of it.
+    drawn : Mapping[str, bytes]
+        Each plot as SVG by its name.
 
     Returns
     -------
     str
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    methods = list(dict.fromkeys(summary["method"]))
-    template = environment.from_string((files("stages.report") / "page.html").read_text("utf-8"))
+    summary = findings.summary
+    here = files("stages.report")
+    template = environment.from_string((here / "page.html").read_text("utf-8"))
+    script = (here / "page.js").read_text("utf-8")
+    first, *others = [(plot, figures.data_uri(drawn[plot.name], "image/svg+xml")) for plot in findings.plots]
     return template.render(
         data=data,
+        style=Markup((here / "page.css").read_text("utf-8")),  # noqa: S704  this package's own file
+        script=Markup(script),  # noqa: S704  likewise
+        script_digest=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode('ascii')}",
+        answer=answer_of(summary, findings.compared),
         warnings=notes.warnings_of(data),
-        headline=[tables.headline(part) for part in tables.by_kind(summary)],
+        headline=[tables.headline(part, marks=findings.marks) for part in tables.by_kind(summary)],
         unflagged=[tables.headline(part, unflagged=True) for part in tables.by_kind(summary)],
         n_flagged=tables.n_flagged(data.scores),
         measures=tables.other_measures(summary),
-        comparison=[comparison_table(part) for part in tables.by_kind(compared)],
+        comparison=[comparison_table(part) for part in tables.by_kind(findings.compared)],
         unflagged_comparison=_without_flagged(data.answers),
         reference=REFERENCE,
         published=published_table(data.published) if data.published != "none" else None,
         seeds=tables.each_seed(data.scores),
-        not_drawn=len(methods) - len(figures.drawn(summary)),
-        curve=figures.data_uri(curve_svg, "image/svg+xml"),
-        methods=[(m, tables.description(m)) for m in methods],
+        curve=first,
+        plots=others,
+        methods=[(m, tables.description(m)) for m in dict.fromkeys(summary["method"])],
         masks=tables.mask_table(data.ledger),
         failures=tables.plain(data.failures, FAILURE_COLUMNS, names=3) if len(data.failures) else None,
         drops=tables.plain(pd.DataFrame(data.drops, columns=DROP_COLUMNS), DROP_COLUMNS, names=1),
@@ -116,6 +165,24 @@ def render(data: ReportData, summary: pd.DataFrame, compared: pd.DataFrame, curv
         unreadable=", ".join(f"{reason} {count}" for reason, count in data.unreadable.items()),
         n_unreadable=sum(data.unreadable.values()),
     )
+
+
+def twin(data: ReportData, findings: Findings) -> str:
+    """The report as Markdown: the answer, warnings, and the tables that matter."""
+    summary, compared = findings.summary, findings.compared
+    best = "Bold: best of its column; italic: not significantly worse. Pooled right answers of all, over seeds."
+    accuracy = [tables.headline(part, marks=findings.marks) for part in tables.by_kind(summary)]
+    unflagged = [tables.headline(part, unflagged=True) for part in tables.by_kind(summary)]
+    differences = [comparison_table(part) for part in tables.by_kind(compared)]
+    flagged = tables.n_flagged(data.scores)
+    sections = [
+        Section("Test accuracy in percent", best, accuracy),
+        *([Section(f"Without the {flagged} flagged test images", "", unflagged)] if flagged else []),
+        *([Section(f"Against {REFERENCE}", "Percentage points.", differences)] if len(compared) else []),
+        Section("All measures, on the largest training subset", "", [tables.other_measures(summary)]),
+        Section("Masks", "", [tables.mask_table(data.ledger)]),
+    ]
+    return markdown(data, answer_of(summary, compared), notes.warnings_of(data), sections)
 
 
 def _without_flagged(answers: pd.DataFrame) -> list[tables.Table]:

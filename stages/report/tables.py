@@ -100,6 +100,8 @@ class Entry(NamedTuple):
 
     text: str
     note: str = ""
+    mark: str = ""
+    """`best`, `near` (not significantly worse), or nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +166,17 @@ def summary_table(scores: pd.DataFrame, *, unflagged: bool = False) -> pd.DataFr
     """
     table = headline(summarise(scores), unflagged=unflagged)
     names = [entry.text for entry in table.header]
-    rows = [[" ".join(part for part in entry if part) for entry in row] for row in table.rows]
+    rows = [[" ".join(part for part in entry[:2] if part) for entry in row] for row in table.rows]
     return pd.DataFrame(rows, columns=names)
 
 
-def headline(summary: pd.DataFrame, *, unflagged: bool = False) -> Table:
-    """Accuracy by method, mask and training data, from `summarise`; optionally over unflagged test images alone."""
+def headline(
+    summary: pd.DataFrame, *, unflagged: bool = False, marks: Mapping[tuple[str, str, str], str] | None = None
+) -> Table:
+    """Accuracy by method, mask and training data, from `summarise`; optionally over unflagged test images alone.
+
+    `marks` says which results are the best of their column, by mask, method and training.
+    """
     suffix = "_unflagged" if unflagged else ""
     columns = amounts(summary)
     most = int(summary["seeds"].max())
@@ -178,7 +185,9 @@ def headline(summary: pd.DataFrame, *, unflagged: bool = False) -> Table:
     for mask, method in _pairs(summary):
         of_pair = {row["training"]: row for row in _records(summary, mask, method)}
         cells = [_accuracy(of_pair[c], suffix, most) if c in of_pair else Entry(UNDEFINED) for c in columns]
-        rows.append((Entry(method), Entry(mask or UNDEFINED), *cells))
+        found = [(marks or {}).get((mask, method, column), "") for column in columns]
+        marked = (cell._replace(mark=mark) for cell, mark in zip(cells, found, strict=True))
+        rows.append((Entry(method), Entry(mask or UNDEFINED), *marked))
     return Table(tuple(header), tuple(rows), names=2)
 
 
