@@ -39,7 +39,9 @@ def answer_of(summary: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
 
 def _sentence(summary: pd.DataFrame, row: Mapping[Hashable, Any], method: str, mask: str) -> str:
     training = str(row["training"])
-    own, other = _accuracy(summary, mask, method, training), _accuracy(summary, "", REFERENCE, training)
+    chosen = summary[summary["training"] == training]
+    own = _accuracy(chosen[(chosen["mask"] == mask) & (chosen["method"] == method)])
+    other = _accuracy(chosen[chosen["method"] == REFERENCE])
     points = 100 * row["difference"]
     direction = "more" if points > 0 else "fewer"
     p = f"p {row['p_holm']:.3f}" if row["p_holm"] >= 0.001 else "p < 0.001"
@@ -69,6 +71,6 @@ def _of(training: str) -> str:
     return "all training images" if number == 100 else f"{training} of the training images"
 
 
-def _accuracy(summary: pd.DataFrame, mask: str, method: str, training: str) -> float:
-    chosen = (summary["mask"] == mask) & (summary["method"] == method) & (summary["training"] == training)
-    return 100 * float(summary.loc[chosen, "accuracy_mean"].iloc[0])
+def _accuracy(rows: pd.DataFrame) -> float:
+    """Of the one row of a summary, in percent."""
+    return 100 * float(rows["accuracy_mean"].iloc[0])

@@ -129,7 +129,8 @@ def control_rows(compared: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         The same rows without methods that are neither a view of the image nor a control of one, with `control`.
     """
-    simple = compared[compared["method"].map(lambda method: " " not in method and "medfocus-" not in method)]
+    of_views = compared["method"].map(lambda method: " " not in method and "medfocus-" not in method).astype(bool)
+    simple = compared[of_views]
     kept = simple[simple["mask"] != ""].assign(control=lambda frame: frame["method"].isin(CONTROLS))
     keys = kept.assign(rank=kept["method"].map(place), amount=kept["training"].map(amount))
     return kept.loc[keys.sort_values(["control", "rank", "mask", "amount"]).index].reset_index(drop=True)

@@ -16,12 +16,14 @@ from PIL import Image
 from manifests.audit import check
 from manifests.confounds import Confound
 from manifests.errors import StoreError
-from stages.report.comparison import compare
+from stages.report.answer import answer_of
+from stages.report.comparison import compare, near_best
 from stages.report.data import FAILURE_COLUMNS, GalleryItem, ReportData
+from stages.report.diagnostics import confusion, reliability, roc_curves
 from stages.report.figures import THUMBNAIL_PX, drawn, figure_bytes, learning_curve, outlined
 from stages.report.notes import warnings_of
-from stages.report.page import render, write_report
-from stages.report.tables import by_kind, each_seed, headline, n_flagged, summarise, summary_table
+from stages.report.page import Findings, render, twin, write_report
+from stages.report.tables import Entry, by_kind, each_seed, headline, n_flagged, summarise, summary_table
 from stages.scores import wilson
 
 
@@ -66,6 +68,15 @@ def answers(scores: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def probabilities(told: pd.DataFrame) -> pd.DataFrame:
+    """Of the answers on all training images: ten images a class, and each answer is 80 % sure."""
+    rows = told[told["training"] == "100 %"].reset_index(drop=True)
+    truth = rows["image"].astype(int) // 10
+    predicted = truth.where(rows["correct"], 1 - truth)
+    sure = {"p_0": 0.8 - 0.6 * predicted, "p_1": 0.2 + 0.6 * predicted}
+    return rows[["mask", "method", "training", "seed", "image"]].assign(truth=truth, predicted=predicted, **sure)
+
+
 def ledger(fallback: tuple[int, int] = (0, 0), failed: int = 0, classes: tuple[str, str] = ("a", "b")) -> pd.DataFrame:
     rows = [
         {"mask": "union", "split": "test", "class": c, "n": 10, "ok": 10 - f - failed, "fallback": f, "failed": failed}
@@ -92,6 +103,7 @@ def data(**changed: Any) -> ReportData:
         created="2026-01-02T00:00:00+00:00",
         scores=study(),
         answers=answers(study()),
+        probabilities=probabilities(answers(study())),
         cards=[{"name": "lite0-minilm", "dtype": "float32", "image_px": 224}],
         ledger=ledger(),
         failures=pd.DataFrame(columns=FAILURE_COLUMNS),
@@ -101,8 +113,11 @@ def data(**changed: Any) -> ReportData:
 
 
 def page(**changed: Any) -> str:
+    if "scores" in changed and "answers" not in changed:
+        changed["answers"] = answers(changed["scores"])
     shown = data(**changed)
-    return render(shown, summarise(shown.scores), compare(shown.answers), b"<svg/>")
+    findings = Findings.of(shown)
+    return render(shown, findings, {plot.name: b"<svg/>" for plot in findings.plots})
 
 
 def test_page_says_what_the_audit_found_beside_leaks() -> None:
@@ -215,7 +230,7 @@ def test_clean_test_set_has_one_headline_table() -> None:
 
 def test_all_test_images_flagged_is_undefined_not_zero() -> None:
     scores = pd.DataFrame([fit("", "original", 1.0, 0, 12, n_test_unflagged=0, correct_unflagged=0)])
-    assert headline(summarise(scores), unflagged=True).rows[0][2] == ("–", "no test image")
+    assert headline(summarise(scores), unflagged=True).rows[0][2] == Entry("–", "no test image")
 
 
 def test_every_fit_shows_its_wilson_interval() -> None:
@@ -262,16 +277,17 @@ def test_every_text_from_outside_is_escaped() -> None:
         gallery=[item(evil, predicted=evil, caption=evil, policy=evil, status=evil)],
         scores=study().assign(mask=evil),
     )
-    assert "<script" not in html
+    assert html.count("<script") == html.count("<script>\n") + html.count('<script>"use strict"') == 1
     assert html.count("&lt;script&gt;") > 15
 
 
 def test_page_needs_neither_network_nor_other_files() -> None:
     html = page()
     addresses = re.findall(r'(?:src|href)="([^"]*)"', html)
-    assert len(addresses) == 4
-    assert all(address.startswith("data:image/") for address in addresses)
-    assert not re.search(r"https?://|url\(|@import|<link|<script", html)
+    pictures = [address for address in addresses if address.startswith("data:image/")]
+    assert len(pictures) == 1 + 4 + 3, "curve, four more figures, three panels"
+    assert all(f'id="{address[1:]}"' in html for address in addresses if address not in pictures)
+    assert not re.search(r"https?://|url\(|@import|<link|<script ", html)
     assert "default-src 'none'" in html
 
 
@@ -325,9 +341,11 @@ def test_mask_is_outlined_and_its_inside_stays_visible() -> None:
 
 def test_tables_and_figures_are_files_beside_the_page(tmp_path: Path) -> None:
     out = write_report(data(), tmp_path / "report").parent
-    names = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
-    curve = [f"figures/learning_curve.{kind}" for kind in ("csv", "png", "svg")]
-    assert names == ["comparison.csv", *curve, "index.html", "provenance.json", "scores.csv", "summary.csv"]
+    names = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
+    drawn = ("learning_curve", "controls", "confusion", "reliability", "roc")
+    figures = {f"figures/{name}.{kind}" for name in drawn for kind in ("csv", "png", "svg")}
+    tables = {"comparison.csv", "provenance.json", "scores.csv", "summary.csv"}
+    assert names == {*tables, *figures, "index.html", "report.md"}
     back = pd.read_csv(out / "scores.csv", keep_default_na=False)
     assert back["correct"].tolist() == study()["correct"].tolist()
     assert pd.read_csv(out / "figures/learning_curve.csv")["accuracy_mean"].iloc[1] == pytest.approx(0.8)
@@ -376,3 +394,61 @@ def test_full_disk_is_a_store_error_and_leaves_no_page(tmp_path: Path, monkeypat
     with pytest.raises(StoreError):
         write_report(data(), tmp_path / "report")
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_answer_names_both_accuracies_and_whether_it_is_chance() -> None:
+    told = answer_of(summarise(study()), compare(answers(study())))
+    assert "With all training images medfocus (mask union) answers 80.0 % of 20 test images right" in told[0]
+    assert "unmasked image 60.0 %: 20.0 points more (95 % interval" in told[0]
+    assert told[-1].startswith("At no amount of training data is the difference more than chance")
+    sure = compare(answers(study())).assign(p_holm=0.001)
+    assert answer_of(summarise(study()), sure)[-1] == "Beyond chance it is better at 10 %, 100 %."
+
+
+def test_study_without_masks_has_no_answer() -> None:
+    scores = study().query("method != 'medfocus'")
+    assert answer_of(summarise(scores), compare(answers(scores))) == []
+    assert 'id="answer"' not in page(scores=scores, answers=answers(scores))
+
+
+def test_best_is_marked_and_what_is_not_surely_worse() -> None:
+    weak = [fit("", "constant", 1.0, s, 0) for s in (0, 1, 2)]
+    scores = pd.concat([study().query("training == '100 %' and method != 'constant'"), pd.DataFrame(weak)])
+    marks = near_best(answers(scores), summarise(scores))
+    assert marks == {("union", "medfocus", "100 %"): "best", ("", "original", "100 %"): "near"}
+    html = page(scores=scores, answers=answers(scores))
+    assert html.count('class="number best"') == html.count('class="number near"') == 1
+
+
+def test_confusions_count_all_seeds() -> None:
+    rows = probabilities(answers(study())).query("method == 'medfocus'")
+    assert confusion(rows, 2).tolist() == [[30, 0], [12, 18]]
+
+
+def test_reliability_has_confidence_and_accuracy_of_each_bin() -> None:
+    (one,) = reliability(probabilities(answers(study())).query("method == 'medfocus'"), ("a", "b")).to_dict("records")
+    assert (one["low"], one["n"]) == (0.8, 60)
+    assert (one["confidence"], one["accuracy"]) == (pytest.approx(0.8), pytest.approx(0.8))
+
+
+def test_roc_of_a_perfect_and_of_a_blind_method() -> None:
+    rows = probabilities(answers(study())).query("method == 'medfocus'")
+    perfect = rows.assign(p_0=1.0 - rows["truth"], p_1=rows["truth"])
+    assert roc_curves(perfect, ("a", "b"))["auroc"].unique().tolist() == [1.0]
+    blind = roc_curves(rows.assign(p_0=0.5, p_1=0.5), ("a", "b"))
+    assert blind["auroc"].unique().tolist() == [0.5]
+    assert blind["true_positive_rate"].to_numpy() == pytest.approx(blind["false_positive_rate"].to_numpy())
+
+
+def test_class_that_the_test_set_lacks_has_no_curve() -> None:
+    rows = probabilities(answers(study())).query("truth == 0").assign(p_2=0.0)
+    assert roc_curves(rows, ("a", "b", "c")).empty
+
+
+def test_twin_holds_the_answer_and_tables_and_escapes_markup() -> None:
+    shown = data(dataset="<b>|x|", classes=("a|b", "c"))
+    text = twin(shown, Findings.of(shown))
+    assert text.startswith("# \\<b\\>\\|x\\|\n")
+    assert "With all training images medfocus" in text
+    assert "| medfocus | union | **55.0 ± 5.0**<br>(33/60) |" in text
+    assert "<b>" not in text
