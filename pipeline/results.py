@@ -25,6 +25,7 @@ from pipeline.config import load_config
 from pipeline.gallery import Pictures, take_pictures
 from pipeline.graph import Node
 from pipeline.lineage import lineage
+from pipeline.map_points import take_points
 from pipeline.workspace import Workspace
 from stages.methods import sees_masks
 from stages.models.registry import UNTRAINED
@@ -259,6 +260,7 @@ def report_data(workspace: Workspace) -> ReportData:
         ledger=mask_ledger(workspace, committed),
         failures=failure_table(committed),
         gallery=pictures.items,
+        points=take_points(workspace, committed),
         incomplete=committed.incomplete,
         unreadable=pictures.unreadable,
         audits=[(drop.drop_id, load_audit(workspace.paths, drop)) for drop in workspace.drops],

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from manifests.audit import Audit
+from stages.report.embedding_map import MapPoints
 
 SCORE_COLUMNS: Final = (
     "mask",
@@ -95,6 +96,8 @@ class ReportData:
     failures: pd.DataFrame
     """Failed and fallback images by stage, status and reason with `FAILURE_COLUMNS`."""
     gallery: Sequence[GalleryItem]
+    points: MapPoints | None = None
+    """Images of the map; None where there is none."""
     published: str = "none"
     """Table of the paper that is shown beside, see `published`."""
     incomplete: Mapping[str, str] = field(default_factory=dict)

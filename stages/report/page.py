@@ -23,6 +23,7 @@ from stages.report.answer import answer_of
 from stages.report.comparison import REFERENCE, compare, comparison_table, near_best
 from stages.report.data import FAILURE_COLUMNS, SCORE_COLUMNS, GalleryItem, ReportData
 from stages.report.diagnostics import chosen
+from stages.report.map_view import Map
 from stages.report.markdown import Section, markdown
 from stages.report.plots import Plot
 from stages.report.published import published_table
@@ -43,13 +44,17 @@ class Findings:
     marks: Mapping[tuple[str, str, str], str]
     """What `comparison.near_best` makes of both."""
     plots: Sequence[Plot]
-    """The learning curve first."""
+    """The learning curve first, the map last where there is one."""
+    map: Map | None
+    """What the page needs of the map beside its figure."""
 
     @classmethod
     def of(cls, data: ReportData) -> Findings:
         """Summarise, compare and draw."""
         summary, compared = tables.summarise(data.scores), compare(data.answers)
-        return cls(summary, compared, near_best(data.answers, summary), _plots(data, summary, compared))
+        drawn, mapped = _plots(data, summary, compared), Map.of(data.points, data.classes) if data.points else None
+        drawn += [mapped.plot] if mapped else []
+        return cls(summary, compared, near_best(data.answers, summary), drawn, mapped)
 
 
 def _plots(data: ReportData, summary: pd.DataFrame, compared: pd.DataFrame) -> list[Plot]:
@@ -155,7 +160,9 @@ def render(data: ReportData, findings: Findings, drawn: Mapping[str, bytes]) -> 
         published=published_table(data.published) if data.published != "none" else None,
         seeds=tables.each_seed(data.scores),
         curve=first,
-        plots=others,
+        plots=[(plot, uri) for plot, uri in others if findings.map is None or plot is not findings.map.plot],
+        map=findings.map,
+        map_picture=next((uri for plot, uri in others if findings.map and plot is findings.map.plot), ""),
         methods=[(m, tables.description(m)) for m in dict.fromkeys(summary["method"])],
         masks=tables.mask_table(data.ledger),
         failures=tables.plain(data.failures, FAILURE_COLUMNS, names=3) if len(data.failures) else None,
