@@ -1,4 +1,4 @@
-"""Where images lie among each other: two views projected to the plane, what lies far off, and labels to look at again."""
+"""Where images lie among each other: views projected to the plane, what lies far off, and labels to look at again."""
 
 from __future__ import annotations
 

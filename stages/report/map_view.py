@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from stages.report import tables
@@ -26,7 +27,7 @@ class Map:
 
     plot: Plot
     """The same for print."""
-    content: str
+    content: Markup
     """JSON: views with places in [0, 1], images, labels, splits, colours, and where thumbnails lie in the atlas."""
     atlas: str
     """Data URI of all thumbnails."""
@@ -54,7 +55,7 @@ class Map:
         )
 
 
-def _content(points: MapPoints, places: dict[str, NDArray[np.float64]], classes: Sequence[str], side: int) -> str:
+def _content(points: MapPoints, places: dict[str, NDArray[np.float64]], classes: Sequence[str], side: int) -> Markup:
     names = [*classes, *sorted(set(points.labels) - set(classes))]
     content: dict[str, Any] = {
         "views": {view: _unit(place).round(4).tolist() for view, place in places.items()},
@@ -66,7 +67,7 @@ def _content(points: MapPoints, places: dict[str, NDArray[np.float64]], classes:
         "side": side,
     }
     # Inside a script element only "<" could end it.
-    return json.dumps(content).replace("<", "\\u003c")
+    return Markup(json.dumps(content).replace("<", "\\u003c"))  # noqa: S704
 
 
 def _unit(place: NDArray[np.float64]) -> NDArray[np.float64]:
