@@ -191,7 +191,7 @@ def select(nodes: tuple[Node, ...], stage: str) -> tuple[Node, ...]:
     if stage not in STAGE_CHOICES:
         raise UsageError(f"There is no stage {stage!r}.", f"Stages: {', '.join(STAGE_CHOICES)}.")
     served = GROUPS.get(stage, (stage,))
-    wanted = {n.key for n in nodes if _served_by(n) in served}
+    wanted = {n.key for n in nodes if served_by(n) in served}
     if not wanted:
         why = MISSING.get(stage, "Its mask policies need no proposals.")
         raise UsageError(f"This configuration has no stage {stage!r}.", why)
@@ -201,7 +201,7 @@ def select(nodes: tuple[Node, ...], stage: str) -> tuple[Node, ...]:
     return tuple(n for n in nodes if n.key in wanted)
 
 
-def _served_by(node: Node) -> str:
+def served_by(node: Node) -> str:
     """Stage whose name runs a node: frozen backbones belong to the baselines."""
     return "baselines" if node.backbone and node.stage in ("embeddings", "fusion", "probes") else node.stage
 
