@@ -148,7 +148,7 @@ def gc(
 
 @store.command()
 def export(
-    kind: Annotated[str, typer.Argument(help="coco, png, parquet or provenance (RO-Crate).")],
+    kind: Annotated[str, typer.Argument(help="coco, png, parquet, dicom-seg, nifti or provenance.")],
     out: Annotated[Path | None, typer.Argument(help="Folder; exports/KIND-... of the data set by default.")] = None,
     stage: Annotated[str | None, typer.Option("--stage", help="What to show: masks, masks[none], ...")] = None,
     split: Annotated[str | None, typer.Option("--split", help="Only train, val or test.")] = None,
@@ -166,4 +166,4 @@ def export(
 
     set_up(verbose=False)
     workspace = open_workspace(workdir, dataset, (config, set_, preset), source)
-    do_export(workspace, kind, ExportOptions(out, stage, split), as_json=json)
+    raise typer.Exit(do_export(workspace, kind, ExportOptions(out, stage, split), as_json=json))

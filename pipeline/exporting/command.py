@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from manifests.errors import ConfigError, UsageError
+from manifests.errors import ConfigError, ExitCode, UsageError
 from manifests.runs import new_run_id
 from pipeline.commands import print_json, say
 from pipeline.exporting.folder import ExportFolder, default_folder, export_identity
@@ -15,6 +15,9 @@ from pipeline.exporting.kinds import KINDS, PROVENANCE, Kind
 from pipeline.exporting.selection import Selection, select_export
 from pipeline.provenance import export_provenance
 from pipeline.workspace import Workspace
+
+REASON = "."
+"""What a reason has and a status has not: counts by reason are of images whose source could not be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +32,8 @@ class ExportOptions:
     """Only images of this split; all where it is not given."""
 
 
-def do_export(workspace: Workspace, kind: str, options: ExportOptions, *, as_json: bool) -> None:
-    """Write an export, or go on with one that was stopped, and print what it holds.
+def do_export(workspace: Workspace, kind: str, options: ExportOptions, *, as_json: bool) -> int:
+    """Write an export, or go on with one that was stopped, print what it holds, and return the exit code.
 
     Raises
     ------
@@ -40,8 +43,7 @@ def do_export(workspace: Workspace, kind: str, options: ExportOptions, *, as_jso
         If the stage is not complete, the folder holds anything else, or the disk fails.
     """
     if kind == PROVENANCE:
-        _export_crate(workspace, options, as_json=as_json)
-        return
+        return _export_crate(workspace, options, as_json=as_json)
     if kind not in KINDS:
         raise UsageError(f"There is no export {kind!r}.", f"Exports: {', '.join((*KINDS, PROVENANCE))}.")
     _check_installed(kind, KINDS[kind])
@@ -51,6 +53,7 @@ def do_export(workspace: Workspace, kind: str, options: ExportOptions, *, as_jso
     counts = _write(KINDS[kind], selection, folder)
     folder.finish(selection, counts)
     _tell(kind, selection, folder, counts, as_json=as_json)
+    return int(ExitCode.FAILURES if any(REASON in what for what in counts) else ExitCode.DONE)
 
 
 def _write(kind: Kind, selection: Selection, folder: ExportFolder) -> dict[str, int]:
@@ -70,7 +73,7 @@ def _check_installed(name: str, kind: Kind) -> None:
             raise ConfigError(f"The export {name} needs {module}, which is not installed.", fix) from None
 
 
-def _export_crate(workspace: Workspace, options: ExportOptions, *, as_json: bool) -> None:
+def _export_crate(workspace: Workspace, options: ExportOptions, *, as_json: bool) -> int:
     if options.stage or options.split:
         raise UsageError(f"{PROVENANCE} shows all stages and splits.", "Leave --stage and --split out.")
     crate = export_provenance(workspace, options.out or workspace.paths.exports / f"{PROVENANCE}-{new_run_id()}")
@@ -78,6 +81,7 @@ def _export_crate(workspace: Workspace, options: ExportOptions, *, as_json: bool
         print_json({"kind": PROVENANCE, "folder": str(crate.parent)})
     else:
         say([f"Workflow Run RO-Crate: {crate}"])
+    return int(ExitCode.DONE)
 
 
 def _tell(kind: str, selection: Selection, folder: ExportFolder, counts: Mapping[str, int], *, as_json: bool) -> None:

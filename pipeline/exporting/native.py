@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 from manifests.types import ChunkArrays, ImageRow, Status
 from pipeline.exporting.selection import Unit
 from stages.images import Placement, unletterbox
+
+ARRAYS: Final = ("mask", "score", "placement", "status")
+"""What a native mask is made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +25,21 @@ class NativeMask:
     """Position in the unit."""
     row: ImageRow
     status: Status
-    """OK, or FALLBACK: then the mask is the whole image."""
+    """FALLBACK: the mask is the whole image; FAILED: it is empty."""
     score: float
     """As the policy gave it; NaN where there is none."""
     mask: NDArray[np.bool_]
     """(row.height, row.width)."""
+
+
+def native_mask(arrays: ChunkArrays, index: int, row: ImageRow) -> NativeMask:
+    """The mask of one image of a chunk, whose `ARRAYS` these are; empty where the image failed."""
+    status = Status(int(arrays["status"][index]))
+    if status in (Status.OK, Status.FALLBACK):
+        mask = to_native(arrays["mask"][index], arrays, index, row)
+    else:
+        mask = np.zeros((row.height, row.width), bool)
+    return NativeMask(index, row, status, float(arrays["score"][index]), mask)
 
 
 def native_masks(unit: Unit) -> Iterator[NativeMask]:
@@ -36,12 +50,10 @@ def native_masks(unit: Unit) -> Iterator[NativeMask]:
     StoreError
         If a shard is damaged.
     """
-    arrays = unit.read("mask", "score", "placement", "status")
+    arrays = unit.read(*ARRAYS)
     for index, row in unit.chosen:
-        status = Status(int(arrays["status"][index]))
-        if status in (Status.OK, Status.FALLBACK):
-            mask = to_native(arrays["mask"][index], arrays, index, row)
-            yield NativeMask(index, row, status, float(arrays["score"][index]), mask)
+        if arrays["status"][index] in (Status.OK, Status.FALLBACK):
+            yield native_mask(arrays, index, row)
 
 
 def to_native(canvas_mask: NDArray[np.bool_], arrays: ChunkArrays, index: int, row: ImageRow) -> NDArray[np.bool_]:

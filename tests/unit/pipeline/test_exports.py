@@ -22,6 +22,7 @@ from manifests.types import Chunk, ImageRow, ItemOutcome, Status, UnitResult
 from manifests.withdrawals import withdraw
 from pipeline.exporting.command import ExportOptions, do_export
 from pipeline.mending import do_gc
+from pipeline.plan import input_digests
 from pipeline.workspace import Workspace
 from stages.base import empty_arrays, status_array
 from stages.images import Placement, place, unletterbox
@@ -178,6 +179,25 @@ def test_parquet_reads_back_equal_and_says_which_model_made_the_vectors(study: W
     rows = workspace.rows("drop-001")
     for name in ("image_id", "row", "label", "split", "group_id"):
         assert table.column(name).to_pylist() == [getattr(row, name) for row in rows]
+
+
+def test_vectors_of_an_image_that_failed_are_null(study: Workspace, tmp_path: Path) -> None:
+    workspace = complete(reopened(study, "embeddings.resize=squash"), "masks[supplied]")
+    node = workspace.nodes["embeddings[supplied]"]
+    store = workspace.store(node, "drop-001")
+    for chunk in workspace.drops[0].chunks():
+        statuses = [Status.FAILED if row.row == 6 else Status.OK for row in workspace.chunk_rows(chunk)]
+        rows = zip(workspace.chunk_rows(chunk), statuses, strict=True)
+        items = tuple(
+            ItemOutcome(row.row, row.image_id, status, "" if status == Status.OK else "upstream.failed")
+            for row, status in rows
+        )
+        arrays = {**empty_arrays(store.specs, len(items)), "status": status_array(items)}
+        publish_chunk(store, chunk, UnitResult(arrays, items), {"inputs": input_digests(workspace, node, chunk)})
+    do_export(workspace, "parquet", ExportOptions(tmp_path / "out"), as_json=False)
+    table = pq.read_table(tmp_path / "out" / "embeddings.parquet")
+    assert [i for i, vector in enumerate(table["original"].to_pylist()) if vector is None] == [6]
+    assert table["status"].to_pylist()[5:8] == ["ok", "failed", "ok"]
 
 
 def test_repeated_export_writes_nothing_anew(export: Export) -> None:
