@@ -30,6 +30,10 @@ KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
         "coco": Kind(("masks", "proposals"), "pipeline.exporting.coco:write_coco", ("pycocotools",)),
         "png": Kind(("masks",), "pipeline.exporting.png:write_png"),
         "parquet": Kind(("embeddings",), "pipeline.exporting.parquet:write_parquet", ("pyarrow",)),
+        "dicom-seg": Kind(
+            ("masks",), "pipeline.exporting.dicom_seg:write_dicom_seg", ("highdicom",), reads_source=True
+        ),
+        "nifti": Kind(("masks",), "pipeline.exporting.nifti:write_nifti", reads_source=True),
     }
 )
 """By the name on the command line."""
