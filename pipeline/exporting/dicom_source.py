@@ -22,7 +22,8 @@ GEOMETRY: Final = (
     "SliceThickness",
     "SpacingBetweenSlices",
 )
-OTHERS: Final = ("FrameOfReferenceUID", "Modality", "Rows", "Columns")
+LOSSY: Final = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
+OTHERS: Final = ("FrameOfReferenceUID", "Modality", "Rows", "Columns", *LOSSY)
 SHARED, PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
 GROUPS: Final = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
 """Functional groups that hold geometry."""

@@ -104,7 +104,10 @@ class ExportFolder:
         StoreError
             If the disk is full, read-only, forbidden or failing.
         """
-        disk.write_atomic(self.root / name, data)
+        try:
+            disk.write_atomic(self.root / name, data)
+        except FileNotFoundError:
+            self._check_taken(name)
 
     @contextmanager
     def replacing(self, name: str) -> Iterator[Path]:
@@ -123,8 +126,18 @@ class ExportFolder:
                 disk.checkpoint("partial")
                 partial.replace(self.root / name)
                 disk.sync_folder(self.root)
+            except FileNotFoundError:
+                self._check_taken(name)
             finally:
                 partial.unlink(missing_ok=True)
+
+    def _check_taken(self, name: str) -> None:
+        """Accept that a file vanished while it was written, if another process wrote the same and tidied up."""
+        if not self.has(name):
+            raise StoreError(
+                f"{disk.place(self.root / name)} vanished while it was written.",
+                "Let one export at a time write a folder, and run again.",
+            )
 
     def part(self, name: str) -> str:
         """Name of a part, for `has` and `write`; its folder is there afterwards."""

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
-from manifests.reading import Plane
-from manifests.volumes import slice_of, turned
 from numpy.typing import NDArray
 
 from manifests.errors import ReadError
 from manifests.inventory_file import format_table
+from manifests.reading import Plane
 from manifests.types import Status
+from manifests.volumes import slice_of, turned
 from pipeline.exporting.folder import ExportFolder
 from pipeline.exporting.selection import Selection, status_word
 from pipeline.exporting.sources import NIFTI, MaskReader, SourceFile, count_others, source_files

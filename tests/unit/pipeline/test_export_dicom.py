@@ -63,7 +63,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     source.mkdir()
     sources = {
         "slice": dicom_file(source / "slice.dcm", CT, (37, 91), **IN_THE_PATIENT),
-        "still": dicom_file(source / "still.dcm", SECONDARY, (50, 33)),
+        "still": dicom_file(source / "still.dcm", SECONDARY, (50, 33), LossyImageCompression="01"),
         "cine": dicom_file(source / "cine.dcm", US_MANY, (3, 21, 40)),
         "stack": dicom_file(source / "stack.dcm", ENHANCED_CT, (5, 24, 31), **stack_geometry(5)),
     }
@@ -86,6 +86,7 @@ def test_single_image_gives_its_pixels_and_references_its_source(exported: Expor
     assert [i.ReferencedSOPInstanceUID for i in series.ReferencedInstanceSequence] == [source.SOPInstanceUID]
     assert made.StudyInstanceUID == source.StudyInstanceUID
     assert made.SegmentationType == "BINARY"
+    assert made.LossyImageCompression == source.get("LossyImageCompression", "00")
     read = made.get_pixels_by_source_instance([source.SOPInstanceUID], ignore_spatial_locations=True)
     assert np.array_equal(read[0, ..., 0].astype(bool), mask)
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from manifests.reading import Plane, Reading
-from manifests.volumes import slice_of, turned
 
 from manifests.ingest import IngestOptions, ingest
 from manifests.layout import DatasetPaths
+from manifests.reading import Plane, Reading
+from manifests.volumes import slice_of, turned
 from pipeline.config import load_config
 from pipeline.exporting.command import ExportOptions, do_export
 from pipeline.exporting.nifti import encode_nifti

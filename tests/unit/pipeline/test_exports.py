@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from pipeline.plan import input_digests
 from pipeline.workspace import Workspace
 from stages.base import empty_arrays, status_array
 from stages.images import Placement, place, unletterbox
-from tests.stores import Stopped
+from tests.stores import Stopped, stop_at
 from tests.unit.pipeline.committed_study import commit_chunks, complete, ingested, reopened
 
 # Of pycocotools' decoder under NumPy 2.
@@ -260,6 +261,28 @@ def test_incomplete_stage_is_refused_and_nothing_is_written(study: Workspace, tm
     with pytest.raises(InventoryError, match=r"3 units of masks\[supplied\].*pipeline run --stage masks"):
         do_export(workspace, "coco", ExportOptions(tmp_path / "out"), as_json=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_package_that_is_not_installed_is_told_with_its_extra(
+    export: Export, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(UsageError, match=r"needs pycocotools.*medfocus\[export\]"):
+        export("coco")
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_exports_into_one_folder_give_the_files_of_one(
+    export: Export, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = files_of(export("coco", name="whole"))
+    stop_at(monkeypatch, "partial", lambda: export("coco"))
+    export("coco")
+    assert files_of(tmp_path / "out") == whole
+
+
+def test_split_without_images_gives_files_that_hold_none(export: Export) -> None:
+    assert COCO(export("coco", split="val") / "instances.json").anns == {}
 
 
 @pytest.mark.parametrize(
