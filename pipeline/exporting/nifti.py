@@ -6,7 +6,7 @@ import gzip
 import io
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,7 +96,7 @@ def encode_nifti(source: bytes, plane: Plane, masks: Mapping[int, NDArray[np.boo
     lps = turned(volume, header.get_best_affine())
     for index, mask in masks.items():
         slice_of(lps, plane, index)[...] = mask
-    kind = nibabel.Nifti1Image if header["sizeof_hdr"] == NIFTI1_BYTES else nibabel.Nifti2Image
+    kind: Any = nibabel.Nifti1Image if header["sizeof_hdr"] == NIFTI1_BYTES else nibabel.Nifti2Image
     image = kind(volume, header.get_best_affine())
     for form in ("qform", "sform"):
         affine, code = getattr(header, f"get_{form}")(coded=True)
