@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -43,6 +43,8 @@ class IngestOptions:
     columns: Mapping[str, str] | None = None
     """Column of the CSV by role."""
     chunk_items: int = 64
+    labelled: bool = True
+    """Whether folders and the CSV say what is in an image; else their labels and splits are left out."""
     strict: bool = False
     """Refuse a drop with findings that make scores wrong, instead of reporting and flagging them."""
 
@@ -80,6 +82,8 @@ class IngestReport:
     """Rows of all drops that are such images; equal bytes are several rows of one image_id."""
     leaking_earlier: int
     """How many of them came with an earlier drop."""
+    files: Mapping[str, str]
+    """image_id of every image of the source, known ones too, by path relative to it."""
 
 
 Progress = Callable[[int, int], None]
@@ -120,6 +124,8 @@ def ingest(
     drops = load_drops(paths)
     drop_id = check_name("Drop", options.drop_id or _next_id(drops))
     found = scan(source, options.columns, options.labels, on_file)
+    if not options.labelled:
+        found = replace(found, items=tuple(replace(item, label="", split=Split.NONE) for item in found.items))
     _check_salt(found, drops)
     root = source.resolve()
     gone = withdrawn_ids(load_withdrawals(paths))
@@ -199,6 +205,7 @@ def _report(
         leaks=audit.leaks if audit else (),
         leaking=_leaking(audit, [*old, *rows]),
         leaking_earlier=_leaking(audit, old),
+        files={item.path: item.image_id for item in found.items},
     )
 
 

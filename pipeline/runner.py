@@ -15,6 +15,7 @@ from typing import Any, Final
 from manifests.errors import DamagedError, ExitCode, PipelineError, RefusedError, UsageError
 from manifests.layout import DatasetPaths
 from manifests.runs import (
+    HIDDEN,
     EventLog,
     RunRecord,
     finish_run,
@@ -49,6 +50,8 @@ class RunOptions:
     """At most this many units a node."""
     source: Path | None = None
     """Where the source folder is mounted here."""
+    private: frozenset[str] = frozenset()
+    """Arguments that the record of the command line leaves out, because they may name patients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,8 @@ class Runner:
         started = time.monotonic()
         nodes = select(tuple(self.workspace.nodes.values()), self.options.stage)
         folder = self.paths.run(self.run_id)
-        record = start_run(folder, self.run_id, _without_secrets(sys.argv), recorded(self.config))
+        argv = [HIDDEN if argument in self.options.private else argument for argument in _without_secrets(sys.argv)]
+        record = start_run(folder, self.run_id, argv, recorded(self.config))
         try:
             self.events = EventLog(folder / "events.jsonl")
             with self.stop.listening():
