@@ -94,6 +94,7 @@ def _tell(told: Told, *, as_json: bool) -> None:
                 "failed": dict(failed),
                 "temperature": told.calibration.temperature,
                 "pictures": told.pictures,
+                "table": _place(told.out, told.head.workspace) + "/" + TABLE,
             }
         )
         return
@@ -108,3 +109,9 @@ def _tell(told: Told, *, as_json: bool) -> None:
     say(f"  no answer: {count} ({reason})" for reason, count in sorted(failed.items()))
     say([f"Predictions: {told.out / TABLE} and {LINES} beside it"])
     say([f"Pictures: {told.pictures}"] if told.pictures else [])
+
+
+def _place(out: Path, workspace: Workspace) -> str:
+    """Where the tables are: below the work folder, or as it was asked for."""
+    work = workspace.paths.root.parent
+    return (out.relative_to(work) if out.is_relative_to(work) else out).as_posix()

@@ -266,3 +266,16 @@ def test_withdrawn_image_gets_no_answer(study: Study, tmp_path: Path) -> None:
     assert done.code == 3
     row = next(row for row in table(tmp_path / "out" / "predictions.csv") if row["image_id"] == gone)
     assert (row["status"], row["reason"], row["predicted"]) == ("failed", "withdrawn", "")
+
+
+def test_gc_after_a_withdrawal_removes_pixels_and_predictions(study: Study, tmp_path: Path) -> None:
+    gone = next(row.image_id for row in rows_of(study) if row.split is Split.TEST)
+    scans = beside(finished_of(study), "scans")
+    assert study.cli("predict", scans, "--workdir", study.work, "--cluster", "inline", *SETTINGS).code == 0
+    (told_before,) = (study.dataset / "predictions" / "reports").iterdir()
+    assert study.cli("withdraw", "--image", gone, "--reason", "revoked", "--workdir", study.work).code == 0
+    listed = study.cli("gc", "--workdir", study.work)
+    assert f"predictions/reports/{told_before.name}" in listed.out
+    assert study.cli("gc", "--delete", "--workdir", study.work).code == 0
+    assert not told_before.exists()
+    assert "predictions/" not in study.cli("gc", "--workdir", study.work).out
