@@ -105,7 +105,7 @@ def _tell(told: Told, *, as_json: bool) -> None:
     rows = [(name, len(those), sum(a.unlike for a in those)) for name, those in by_class.items()]
     print_table(("class", "images", "unlike"), [*rows, ("all", len(answers), unlike)])
     if unlike:
-        say([f"{unlike} images are unlike the training images of the study: doubt what is said of them."])
+        say([f"Unlike the training images of the study: {unlike} of {len(answers)}. Doubt what is said of them."])
     say(f"  no answer: {count} ({reason})" for reason, count in sorted(failed.items()))
     say([f"Predictions: {told.out / TABLE} and {LINES} beside it"])
     say([f"Pictures: {told.pictures}"] if told.pictures else [])

@@ -69,6 +69,8 @@ def write_predictions(out: Path, predictions: Sequence[Prediction], about: Mappi
     records = [record_of(prediction, about, names=names) for prediction in predictions]
     write_atomic(out / TABLE, _table(records, about["classes"], names=names))
     write_atomic(out / LINES, "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in records))
+    for file in (out / TABLE, out / LINES) if names else ():
+        file.chmod(0o600)
     write_atomic(out / ABOUT, json.dumps(dict(about), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 

@@ -254,7 +254,7 @@ def test_picture_unlike_any_is_flagged_and_test_images_are_not(study: Study, tmp
     done = predict(study, odd, tmp_path / "out", "--cell", "original-100-0")
     assert done.code == 0, done.err
     assert [row["unlike"] for row in table(tmp_path / "out" / "predictions.csv")] == ["1", "1"]
-    assert "2 images are unlike the training images" in done.out
+    assert "Unlike the training images of the study: 2 of 2." in done.out
     assert sum(row["unlike"] == "1" for row in table(beside(finished_of(study), "out") / "predictions.csv")) <= 1
 
 
