@@ -6,7 +6,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -98,7 +98,7 @@ class Runner:
         started = time.monotonic()
         nodes = select(tuple(self.workspace.nodes.values()), self.options.stage)
         folder = self.paths.run(self.run_id)
-        argv = [HIDDEN if argument in self.options.private else argument for argument in _without_secrets(sys.argv)]
+        argv = _without_secrets(sys.argv, self.options.private)
         record = start_run(folder, self.run_id, argv, recorded(self.config))
         try:
             self.events = EventLog(folder / "events.jsonl")
@@ -232,6 +232,6 @@ def recorded(config: RunConfig) -> dict[str, Any]:
     )
 
 
-def _without_secrets(argv: Sequence[str]) -> list[str]:
-    """A command line without the values of the keys that `recorded` leaves out."""
-    return [SECRET.sub(r"\1=<hidden>", argument) for argument in argv]
+def _without_secrets(argv: Sequence[str], private: Collection[str] = ()) -> list[str]:
+    """A command line without the values of the keys that `recorded` leaves out, and without `private` arguments."""
+    return [HIDDEN if argument in private else SECRET.sub(r"\1=<hidden>", argument) for argument in argv]
