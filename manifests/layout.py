@@ -91,6 +91,10 @@ class DatasetPaths:
         """Folder of one report."""
         return self.root / "reports" / fingerprint[:12]
 
+    def calibration(self, fingerprint: str) -> Path:
+        """Folder of the temperature of one head."""
+        return self.root / "calibrations" / fingerprint[:12]
+
 
 @dataclass(frozen=True, slots=True)
 class UnitPaths:

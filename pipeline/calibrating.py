@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import cast
+from typing import Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from manifests.disk import make_private, write_atomic
+from manifests.fingerprint import digest_json
+from manifests.forgetting import WITHDRAWALS
 from manifests.types import Cell, Split
 from pipeline.head import Head
 from stages.base import StageData
@@ -22,6 +26,8 @@ from stages.probes.linear import LinearProbe
 from stages.probes.stage import Probes
 from stages.splits import Indices, class_indices, inner_folds
 
+VERSION: Final = 1
+"""Raised whenever another temperature would be fitted."""
 Folds = Sequence[tuple[Indices, Indices]]
 
 
@@ -34,6 +40,24 @@ class Calibration:
     """Inner folds that it was fitted on; 0 where the training subset cannot be folded, and then T is 1."""
     n_images: int = 0
     """Images that were held out once each."""
+
+
+def calibration_of(head: Head) -> Calibration:
+    """The temperature of a head: as it was fitted when it was asked first, else fitted and kept."""
+    said = {
+        "version": VERSION,
+        "cell": head.cell.unit,
+        "fingerprint": head.workspace.fingerprint(head.node),
+        "artifacts": dict(head.commit.digests),
+        WITHDRAWALS: [record.withdrawal_id for record in head.workspace.withdrawals],
+    }
+    file = head.workspace.paths.predictions.calibration(digest_json(said)) / "provenance.json"
+    if file.is_file():
+        return Calibration(**json.loads(file.read_bytes())["calibration"])
+    fitted = calibrate(head)
+    make_private(file.parent)
+    write_atomic(file, json.dumps({**said, "calibration": asdict(fitted)}, indent=1) + "\n")
+    return fitted
 
 
 def calibrate(head: Head) -> Calibration:

@@ -11,7 +11,7 @@ from manifests.errors import ExitCode, UsageError
 from manifests.fingerprint import digest_json
 from pipeline.answers import Likeness, Prediction, answer_all
 from pipeline.arrivals import take_in
-from pipeline.calibrating import Calibration, calibrate
+from pipeline.calibrating import Calibration, calibration_of
 from pipeline.commands import print_json, say
 from pipeline.head import Head, load_head
 from pipeline.overlays import write_overlays
@@ -64,7 +64,7 @@ def do_predict(workspace: Workspace, options: PredictOptions, *, as_json: bool) 
     head = load_head(workspace, options.cell)
     paths = (options.source, options.out, options.overlay)
     arrivals = take_in(head, options.source, frozenset(str(path) for path in paths if path))
-    calibration, likeness = calibrate(head), Likeness.of(head.data)
+    calibration, likeness = calibration_of(head), Likeness.of(head.data)
     predictions = answer_all(head, arrivals, calibration, likeness)
     if not options.names:  # one line an image, however many files hold it
         predictions = list({prediction.image_id: prediction for prediction in predictions}.values())

@@ -21,9 +21,8 @@ PRECISION: Final = 1e-6
 def fit_temperature(logits: Matrix, labels: NDArray[np.int64]) -> float:
     """Temperature with the least log-loss on images that the head was not fitted on.
 
-    Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 4.2. As in Platt (Advances in Large Margin
-    Classifiers, 1999), n images count for no more certainty than n can give: the target of the true class is
-    (n + 1) / (n + K), that of each other 1 / (n + K), so that T stays finite where every answer is right.
+    Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 4.2. Where every answer is right, the loss
+    falls towards T = 0 and says nothing of how often the head errs: then T is 1.
 
     Parameters
     ----------
@@ -35,7 +34,7 @@ def fit_temperature(logits: Matrix, labels: NDArray[np.int64]) -> float:
     Returns
     -------
     float
-        T, in [`LOWEST`, `HIGHEST`]; above 1 if the head was too sure.
+        T, in [`LOWEST`, `HIGHEST`]; above 1 if the head was too sure, below if it was not sure enough.
 
     Raises
     ------
@@ -48,13 +47,12 @@ def fit_temperature(logits: Matrix, labels: NDArray[np.int64]) -> float:
     expect_array("labels", labels, (len(logits),), "int64")
     if not len(labels):
         raise ValueError("logits: expected at least one row, got none")
-    seen = np.isfinite(logits).any(axis=0)
-    finite = logits[:, seen]
-    targets = np.eye(logits.shape[1])[labels][:, seen] + 1 / len(labels)
-    targets /= targets.sum(axis=1, keepdims=True)
+    if (logits.argmax(axis=1) == labels).all():
+        return 1.0
+    own = np.arange(len(labels)), labels
 
     def loss(log_t: float) -> float:
-        return -float((targets * _log_softmax(finite / np.exp(log_t))).sum(axis=1).mean())
+        return -float(_log_softmax(logits / np.exp(log_t))[own].mean())
 
     bounds = (np.log(LOWEST), np.log(HIGHEST))
     found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": PRECISION})

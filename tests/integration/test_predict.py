@@ -278,4 +278,5 @@ def test_gc_after_a_withdrawal_removes_pixels_and_predictions(study: Study, tmp_
     assert f"predictions/reports/{told_before.name}" in listed.out
     assert study.cli("gc", "--delete", "--workdir", study.work).code == 0
     assert not told_before.exists()
+    assert list((study.dataset / "predictions" / "calibrations").iterdir()) == []
     assert "predictions/" not in study.cli("gc", "--workdir", study.work).out
