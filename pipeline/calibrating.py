@@ -19,7 +19,6 @@ from manifests.forgetting import WITHDRAWALS
 from manifests.types import Cell, Split
 from pipeline.head import Head
 from stages.base import StageData
-from stages.fusion.stage import Fusion
 from stages.methods import variant_of
 from stages.prediction.calibration import fit_temperature
 from stages.probes.linear import LinearProbe
@@ -105,6 +104,8 @@ def _split(data: StageData, train: Indices, test: Indices) -> StageData:
 
 def _fused(head: Head, data: StageData, cell: Cell, out: Path) -> StageData:
     """The same data with a fusion that was trained on them."""
+    from stages.fusion.stage import Fusion
+
     node = head.workspace.nodes[head.node.inputs["fusion"]]
     stage, commit = cast("Fusion", head.workspace.cell_stage(node)), head.workspace.commit(node, head.cell.unit)
     chosen = commit.metrics.get("contrastive_weight") if commit else None
