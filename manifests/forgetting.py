@@ -29,8 +29,10 @@ EXPORT_RECORD = "export.json"
 """File of an export that says, under the same key, which withdrawals it heeds."""
 
 DOOMED = ".gc-"
+REPORTS = ("reports", "calibrations")
+"""Where folders lie whose provenance.json says which withdrawals they heed."""
 HALF_DELETED = tuple(
-    f"{above}/{DOOMED}*" for above in ("reports", "exports", "stages/*/*", "stages/*/*/commits", "stages/*/*/retired")
+    f"{above}/{DOOMED}*" for above in (*REPORTS, "exports", "stages/*/*", "stages/*/*/commits", "stages/*/*/retired")
 )
 """Where what was being deleted can lie after a kill, below the data set's folder."""
 
@@ -87,7 +89,7 @@ def find_traces(
     for root in sorted(folder.parent for folder in paths.root.glob("stages/*/*/commits")):
         if _has_data(root):
             yield from _in_cells(paths, root, withdrawals)
-    for folder in sorted(paths.root.glob("reports/*")):
+    for folder in sorted(folder for above in REPORTS for folder in paths.root.glob(f"{above}/*")):
         if not folder.name.startswith(DOOMED) and not _heeds(_told(folder / "provenance.json"), withdrawals):
             yield _folder(paths, folder, "a report made before a withdrawal")
     for folder in sorted(file.parent for file in paths.root.glob(f"exports/*/{EXPORT_RECORD}")):

@@ -67,9 +67,7 @@ def withdraw(
 
 @store.command()
 def explain(
-    what: Annotated[
-        str, typer.Argument(metavar="ID", help="Image id, path[#frame], drop-001/000003, medfocus-5-0.")
-    ],
+    what: Annotated[str, typer.Argument(metavar="ID", help="Image id, path[#frame], drop-001/000003, medfocus-5-0.")],
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     dataset: DatasetOption = None,
     config: ConfigOption = None,

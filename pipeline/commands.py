@@ -68,9 +68,8 @@ def do_ingest(workdir: Path, source: Path, options: IngestOptions, *, as_json: b
 
 
 def _ingest_json(report: IngestReport) -> dict[str, Any]:
-    fields = {
-        name: getattr(report, name) for name in IngestReport.__dataclass_fields__ if name not in ("drop", "audit")
-    }
+    apart = ("drop", "audit", "files")
+    fields = {name: getattr(report, name) for name in IngestReport.__dataclass_fields__ if name not in apart}
     audit = report.audit.model_dump(mode="json") if report.audit else None
     return {**fields, "drop": report.drop.drop_id if report.drop else None, "audit": audit}
 
