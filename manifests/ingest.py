@@ -231,7 +231,7 @@ def _report(
         leaks=audit.leaks if audit else (),
         leaking=_leaking(audit, [*old, *rows]),
         leaking_earlier=_leaking(audit, old),
-        files={item.path: item.image_id for item in found.items},
+        files={item.place: item.image_id for item in found.items},
     )
 
 

@@ -30,7 +30,7 @@ class Arrivals:
     workspace: Workspace
     """Of the images without a label, under the study's configuration."""
     files: Mapping[str, str]
-    """image_id of every image of the source by its path."""
+    """image_id of every image of the source by its path, of one frame of many `path#frame`."""
     chunks: tuple[Chunk, ...]
     """Chunks with an image of the source that are committed."""
     rows: tuple[ImageRow, ...]
@@ -74,7 +74,7 @@ def take_in(head: Head, source: Path, private: frozenset[str]) -> Arrivals:
     study = head.workspace
     paths = study.paths.predictions
     share_withdrawals(study.paths, paths)
-    options = IngestOptions(dataset=study.paths.name, labelled=False)
+    options = IngestOptions(dataset=study.paths.name, labelled=False, reading=study.drops[-1].reading)
     files = ingest(paths, source, options, counter("digests"), counter("pictures")).files
     workspace = Workspace(paths, study.config)
     _check_same(study, workspace, head.embeddings)
