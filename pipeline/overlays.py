@@ -80,9 +80,9 @@ def _lines(prediction: Prediction) -> tuple[str, ...]:
     answer = prediction.answer
     if answer is None:
         return ()
-    area = "no mask" if prediction.mask_status != "ok" else f"mask {prediction.mask_area or 0:.1%} of the image"
-    unlike = "; UNLIKE the training images" if answer.unlike else ""
-    return f"{answer.predicted} {answer.calibrated:.0%}", f"{area}{unlike}"
+    area = "no mask" if prediction.mask_status != "ok" else f"mask {100 * (prediction.mask_area or 0):.1f} %"
+    unlike = "; UNLIKE training images" if answer.unlike else ""
+    return f"{answer.predicted} {100 * answer.calibrated:.0f} %", f"{area}{unlike}"
 
 
 def _png(picture: NDArray[np.uint8]) -> bytes:
