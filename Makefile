@@ -17,7 +17,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch torchvision setuptools wheel
 	SAM2_BUILD_CUDA=0 $(PIP) --no-build-isolation sam2
-	$(PIP) --no-build-isolation --editable '.[embedded,dicom,jobs,dev]'
+	$(PIP) --no-build-isolation --editable '.[embedded,dicom,jobs,export,dev]'
 	$(PIP) --no-deps roc-validator
 	touch $@
 

@@ -25,11 +25,14 @@ from manifests.units import committed_units, listing, read_commit, retire
 
 WITHDRAWALS = "withdrawals"
 """Key of a cell's commit record, and of a report's provenance, that lists the withdrawals which it heeds."""
-
+EXPORT_RECORD = "export.json"
+"""File of an export that says, under the same key, which withdrawals it heeds."""
 
 DOOMED = ".gc-"
+REPORTS = ("reports", "calibrations")
+"""Where folders lie whose provenance.json says which withdrawals they heed."""
 HALF_DELETED = tuple(
-    f"{above}/{DOOMED}*" for above in ("reports", "stages/*/*", "stages/*/*/commits", "stages/*/*/retired")
+    f"{above}/{DOOMED}*" for above in (*REPORTS, "exports", "stages/*/*", "stages/*/*/commits", "stages/*/*/retired")
 )
 """Where what was being deleted can lie after a kill, below the data set's folder."""
 
@@ -86,9 +89,12 @@ def find_traces(
     for root in sorted(folder.parent for folder in paths.root.glob("stages/*/*/commits")):
         if _has_data(root):
             yield from _in_cells(paths, root, withdrawals)
-    for folder in sorted(paths.root.glob("reports/*")):
-        if not folder.name.startswith(DOOMED) and not _heeds(_provenance(folder), withdrawals):
+    for folder in sorted(folder for above in REPORTS for folder in paths.root.glob(f"{above}/*")):
+        if not folder.name.startswith(DOOMED) and not _heeds(_told(folder / "provenance.json"), withdrawals):
             yield _folder(paths, folder, "a report made before a withdrawal")
+    for folder in sorted(file.parent for file in paths.root.glob(f"exports/*/{EXPORT_RECORD}")):
+        if not folder.name.startswith(DOOMED) and not _heeds(_told(folder / EXPORT_RECORD), withdrawals):
+            yield _folder(paths, folder, "an export made before a withdrawal")
 
 
 def _in_looks(paths: DatasetPaths, drop: Drop, gone: NDArray[np.bool_]) -> Iterator[Trace]:
@@ -168,9 +174,10 @@ def _has_data(root: Path) -> bool:
         return True
 
 
-def _provenance(report: Path) -> Mapping[str, object]:
+def _told(file: Path) -> Mapping[str, object]:
+    """What a record of a report or an export says; nothing if it cannot be read."""
     try:
-        found: Mapping[str, object] = json.loads((report / "provenance.json").read_bytes())
+        found: Mapping[str, object] = json.loads(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     return found

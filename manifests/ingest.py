@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -47,6 +47,8 @@ class IngestOptions:
     chunk_items: int = 64
     reading: Reading | None = None
     """How DICOM and NIfTI files become pictures; by default as the data set's earlier drops, else by `Reading()`."""
+    labelled: bool = True
+    """Whether folders and the CSV say what is in an image; else their labels and splits are left out."""
     strict: bool = False
     """Refuse a drop with findings that make scores wrong, instead of reporting and flagging them."""
 
@@ -88,6 +90,8 @@ class IngestReport:
     """Rows of all drops that are such images; equal bytes are several rows of one image_id."""
     leaking_earlier: int
     """How many of them came with an earlier drop."""
+    files: Mapping[str, str]
+    """image_id of every image of the source, known ones too, by path relative to it."""
 
 
 Progress = Callable[[int, int], None]
@@ -129,6 +133,8 @@ def ingest(
     drop_id = check_name("Drop", options.drop_id or _next_id(drops))
     reading = _reading(options.reading, drops)
     found = scan(source, options.columns, options.labels, on_file, reading)
+    if not options.labelled:
+        found = replace(found, items=tuple(replace(item, label="", split=Split.NONE) for item in found.items))
     _check_salt(found, drops)
     root = source.resolve()
     gone = withdrawn_ids(load_withdrawals(paths))
@@ -225,6 +231,7 @@ def _report(
         leaks=audit.leaks if audit else (),
         leaking=_leaking(audit, [*old, *rows]),
         leaking_earlier=_leaking(audit, old),
+        files={item.place: item.image_id for item in found.items},
     )
 
 

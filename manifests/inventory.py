@@ -47,6 +47,12 @@ class SourceItem:
         """What makes two items the same."""
         return content_key(self)
 
+    @property
+    def place(self) -> str:
+        """Its path; of one frame of many `path#frame`, as `explain` takes it."""
+        of_many = self.sha256 and self.image_id != self.sha256[:16]
+        return f"{self.path}#{self.frame}" if of_many else self.path
+
 
 def content_key(item: SourceItem | ImageRow) -> str:
     """What makes two images the same: bytes and frame, or the path where the bytes are unknown."""

@@ -28,6 +28,16 @@ def format_rows(rows: Iterable[ImageRow]) -> bytes:
     return text.getvalue().encode("utf-8")
 
 
+def format_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    """Write a table for others as UTF-8 CSV whose text cells no spreadsheet runs as a formula."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    for row in rows:
+        writer.writerow([escaped(value) if isinstance(value, str) else value for value in row])
+    return text.getvalue().encode("utf-8")
+
+
 def parse_rows(data: bytes) -> tuple[ImageRow, ...]:
     """Read what `format_rows` wrote.
 

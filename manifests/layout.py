@@ -82,9 +82,18 @@ class DatasetPaths:
         """Folder of exports that were given no other."""
         return self.root / "exports"
 
+    @property
+    def predictions(self) -> DatasetPaths:
+        """Images without a label that a head of this data set was asked about: drops, stages and runs of their own."""
+        return DatasetPaths(self.root / "predictions")
+
     def report(self, fingerprint: str) -> Path:
         """Folder of one report."""
         return self.root / "reports" / fingerprint[:12]
+
+    def calibration(self, fingerprint: str) -> Path:
+        """Folder of the temperature of one head."""
+        return self.root / "calibrations" / fingerprint[:12]
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,6 +96,21 @@ def withdraw(
     return record
 
 
+def share_withdrawals(paths: DatasetPaths, other: DatasetPaths) -> None:
+    """Make another data set's folder heed every withdrawal of this one, because it may hold the same images.
+
+    Raises
+    ------
+    StoreError
+        If the disk is full, read-only, forbidden or failing.
+    """
+    for record in load_withdrawals(paths):
+        file = make_private(other.withdrawals) / f"{record.withdrawal_id}.json"
+        if not file.exists():
+            write_atomic(file, record.model_dump_json(indent=1) + "\n")
+            file.chmod(0o600)
+
+
 def load_withdrawals(paths: DatasetPaths) -> tuple[Withdrawal, ...]:
     """All withdrawals in order of time.
 

@@ -23,6 +23,7 @@ from pipeline.cli_options import (
     VerboseOption,
     WorkdirOption,
 )
+from pipeline.cli_predict import prediction
 from pipeline.cli_store import set_up, store
 
 app = typer.Typer(
@@ -37,6 +38,7 @@ weights_app = typer.Typer(help="Model weights on this machine; nothing is ever d
 app.add_typer(weights_app, name="weights")
 app.add_typer(store)
 app.add_typer(jobs)
+app.add_typer(prediction)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from pipeline.cli_options import (
     JsonOption,
     PresetOption,
     SetOption,
+    SourceOption,
     WorkdirOption,
 )
 
@@ -145,16 +146,22 @@ def gc(
 
 @store.command()
 def export(
-    what: Annotated[str, typer.Argument(help="provenance: a Workflow Run RO-Crate with a Croissant description.")],
-    out: Annotated[Path | None, typer.Option("--out", help="New folder; exports/WHAT-TIME by default.")] = None,
+    kind: Annotated[str, typer.Argument(help="coco, png, parquet, dicom-seg, nifti or provenance.")],
+    out: Annotated[Path | None, typer.Argument(help="Folder; exports/KIND-... of the data set by default.")] = None,
+    stage: Annotated[str | None, typer.Option("--stage", help="What to show: masks, masks[none], ...")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Only train, val or test.")] = None,
+    source: SourceOption = None,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     dataset: DatasetOption = None,
     config: ConfigOption = None,
     preset: PresetOption = None,
     set_: SetOption = None,
+    json: JsonOption = False,
 ) -> None:
-    """Write what is committed in a form that other tools read."""
-    from pipeline.commands import do_export, open_workspace
+    """Write what is committed in a form that other tools read; run it again to go on after a kill."""
+    from pipeline.commands import open_workspace
+    from pipeline.exporting.command import ExportOptions, do_export
 
     set_up(verbose=False)
-    do_export(open_workspace(workdir, dataset, (config, set_, preset)), what, out)
+    workspace = open_workspace(workdir, dataset, (config, set_, preset), source)
+    raise typer.Exit(do_export(workspace, kind, ExportOptions(out, stage, split), as_json=json))

@@ -12,11 +12,10 @@ import typer
 
 from manifests.audit import Audit
 from manifests.drops import verify_drops
-from manifests.errors import ExitCode, InventoryError, UsageError
+from manifests.errors import ExitCode, InventoryError
 from manifests.ingest import IngestOptions, IngestReport, ingest
 from manifests.integrity import verify
 from manifests.layout import DatasetPaths, Workdir
-from manifests.runs import new_run_id
 from pipeline.config import RunConfig, load_config
 from pipeline.doctor import examine
 from pipeline.logs import counter, duration, log
@@ -69,9 +68,8 @@ def do_ingest(workdir: Path, source: Path, options: IngestOptions, *, as_json: b
 
 
 def _ingest_json(report: IngestReport) -> dict[str, Any]:
-    fields = {
-        name: getattr(report, name) for name in IngestReport.__dataclass_fields__ if name not in ("drop", "audit")
-    }
+    apart = ("drop", "audit", "files")
+    fields = {name: getattr(report, name) for name in IngestReport.__dataclass_fields__ if name not in apart}
     audit = report.audit.model_dump(mode="json") if report.audit else None
     return {**fields, "drop": report.drop.drop_id if report.drop else None, "audit": audit}
 
@@ -227,22 +225,6 @@ def _print_scores(data: ReportData) -> None:
             print_table([str(c) for c in table.columns], [tuple(row) for row in table.itertuples(index=False)])
     if cautions := len(warnings_of(data)):
         say([f"Cautions: {cautions}; they stand at the top of the report."])
-
-
-def do_export(workspace: Workspace, what: str, out: Path | None) -> None:
-    """Write an export into a new folder and print what it holds.
-
-    Raises
-    ------
-    UsageError
-        If there is no such export.
-    """
-    from pipeline.provenance import export_provenance
-
-    if what != "provenance":
-        raise UsageError(f"There is no export {what!r}.", "Exports: provenance.")
-    folder = out or workspace.paths.exports / f"{what}-{new_run_id()}"
-    say([f"Workflow Run RO-Crate: {export_provenance(workspace, folder)}"])
 
 
 def do_doctor(workdir: Path, config: RunConfig, *, as_json: bool) -> int:

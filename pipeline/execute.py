@@ -13,22 +13,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from manifests.commits import publish_cell, publish_chunk, read_commit, read_rows, retire
 from manifests.errors import PipelineError, UnitError
-from manifests.fingerprint import digest_json
 from manifests.forgetting import WITHDRAWALS
-from manifests.integrity import checked_artifacts
 from manifests.layout import DatasetPaths
 from manifests.types import Cell, Chunk, ChunkArrays, Status
 from pipeline.canary import check_versions, device_name, meet_canary
+from pipeline.cell_data import cell_data
 from pipeline.config import RunConfig
 from pipeline.graph import Node
 from pipeline.plan import PlannedUnit, cell_inputs, input_digests, stale_cell, stale_commit
 from pipeline.workspace import Workspace
-from stages.base import MapStage, StageData
+from stages.base import MapStage
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +181,7 @@ def _run_cell(workspace: Workspace, node: Node, cell: Cell, task: UnitTask) -> U
     if node.inputs and workspace.data_digest(node) != task.data_digest:
         raise UnitError("Another run committed other features meanwhile.", "Run again.")
     stage, inputs = workspace.cell_stage(node), cell_inputs(workspace, node, cell)
-    data = _stage_data(workspace, node, cell, task.device)
+    data = cell_data(workspace, node, cell, task.device)
     stale = stale_cell(workspace, node, cell)
     if stale is not None:
         retire(workspace.root(node), cell.unit, stale.attempt)
@@ -208,52 +204,3 @@ def _is_ours(root: Path, unit: str, task: UnitTask) -> bool:
     """Whether an earlier attempt of this very run committed a unit, before its worker died."""
     commit = read_commit(root, unit)
     return commit is not None and commit.record.get("run") == task.run_id
-
-
-def _stage_data(workspace: Workspace, node: Node, cell: Cell, device: str) -> StageData:
-    """Committed arrays of the node's map inputs over all drops, and the folders of the cells that this one reads."""
-    stage = workspace.cell_stage(node)
-    artifacts = {}
-    for name, needed in stage.needs(cell).items():
-        artifacts[name] = checked_artifacts(workspace.root(workspace.nodes[node.inputs[name]]), needed.unit)
-    sources = [workspace.nodes[key] for key in node.inputs.values() if workspace.nodes[key].is_map]
-    rows = tuple(row for drop in workspace.drops for row in workspace.rows(drop.drop_id))
-    drops = tuple(drop.drop_id for drop in workspace.drops for _ in range(drop.n_items))
-    if not sources:
-        return StageData(rows, drops, np.zeros(len(rows), np.uint8), {}, {}, artifacts, device, workspace.twins)
-    wanted = stage.reads(cell)
-    arrays: dict[str, Any] = {}
-    attributes: Mapping[str, Any] = {}
-    status: NDArray[np.uint8] | None = None
-    for source in sources:
-        kept = {spec.name for spec in workspace.map_stage(source).outputs()} - arrays.keys()
-        names = tuple(name for name in wanted if name in kept)
-        if names:
-            found, said = _features(workspace, source, (*names, "status"))
-            arrays |= {name: found[name] for name in names}
-            attributes = {**said, **attributes}
-            # A row is lost if it failed in any stage that is read; else the first of them speaks.
-            own = found["status"].astype(np.uint8)
-            status = own if status is None else np.where(own == Status.FAILED, own, status)
-    if status is None:
-        raise ValueError(f"{node.key}: reads {wanted}, which none of {', '.join(node.inputs)} has")
-    return StageData(rows, drops, status, arrays, attributes, artifacts, device, workspace.twins)
-
-
-_FEATURES: dict[str, tuple[str, ChunkArrays, Mapping[str, Any]]] = {}
-"""Features of the last node of each stage that this process fitted cells on, with a digest of what was committed."""
-
-
-def _features(workspace: Workspace, node: Node, names: tuple[str, ...]) -> tuple[ChunkArrays, Mapping[str, Any]]:
-    """Some arrays of a map node over all drops; read anew whenever a commit changed, also while they are read."""
-    key = digest_json([workspace.fingerprint(node), workspace.measure_data(node)])
-    known, arrays, attributes = _FEATURES.get(node.stage, ("", {}, {}))
-    if key != known or not set(names) <= set(arrays):
-        stores = [(workspace.store(node, drop.drop_id), drop.chunks()) for drop in workspace.drops]
-        parts = [read_rows(store, chunk, names) for store, chunks in stores for chunk in chunks]
-        arrays = {name: np.concatenate([part[name] for part in parts]) for name in names}
-        attributes = stores[0][0].attributes
-        if digest_json([workspace.fingerprint(node), workspace.measure_data(node)]) != key:
-            raise UnitError("Another run committed other features meanwhile.", "Run again.")
-        _FEATURES[node.stage] = key, arrays, attributes
-    return arrays, attributes

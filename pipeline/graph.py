@@ -181,17 +181,18 @@ def _branch(config: RunConfig, policy: str, masks: Settings, *, first: bool) -> 
 
 
 def select(nodes: tuple[Node, ...], stage: str) -> tuple[Node, ...]:
-    """The nodes that `--stage` names and everything they need, in order.
+    """The nodes that `--stage` names, by stage or by the key of one node, and everything they need, in order.
 
     Raises
     ------
     UsageError
         If no node of the graph serves that stage.
     """
-    if stage not in STAGE_CHOICES:
+    wanted = {n.key for n in nodes if n.key == stage}
+    if stage not in STAGE_CHOICES and not wanted:
         raise UsageError(f"There is no stage {stage!r}.", f"Stages: {', '.join(STAGE_CHOICES)}.")
     served = GROUPS.get(stage, (stage,))
-    wanted = {n.key for n in nodes if _served_by(n) in served}
+    wanted |= {n.key for n in nodes if served_by(n) in served}
     if not wanted:
         why = MISSING.get(stage, "Its mask policies need no proposals.")
         raise UsageError(f"This configuration has no stage {stage!r}.", why)
@@ -201,7 +202,7 @@ def select(nodes: tuple[Node, ...], stage: str) -> tuple[Node, ...]:
     return tuple(n for n in nodes if n.key in wanted)
 
 
-def _served_by(node: Node) -> str:
+def served_by(node: Node) -> str:
     """Stage whose name runs a node: frozen backbones belong to the baselines."""
     return "baselines" if node.backbone and node.stage in ("embeddings", "fusion", "probes") else node.stage
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from manifests.commits import Commit, read_commit, retire
@@ -16,7 +16,7 @@ from manifests.layout import DatasetPaths
 from manifests.readers import REASONS
 from manifests.store import make_folders
 from manifests.types import Status
-from manifests.withdrawals import load_withdrawals, withdrawn_ids
+from manifests.withdrawals import Withdrawal, load_withdrawals, withdrawn_ids
 from pipeline.commands import print_json, say, store_roots
 from pipeline.plan import commits_of
 from pipeline.workspace import Workspace
@@ -196,7 +196,7 @@ def do_gc(paths: DatasetPaths, older_than_s: float, *, delete: bool, as_json: bo
     """List what nothing leads to any more, or delete it; return the exit code.
 
     That is what killed processes left in staging folders and half-written files, and what holds, or was computed from,
-    withdrawn images.
+    withdrawn images, among predictions too.
 
     Parameters
     ----------
@@ -214,10 +214,14 @@ def do_gc(paths: DatasetPaths, older_than_s: float, *, delete: bool, as_json: bo
     int
         Exit code.
     """
-    old = [folder for root in store_roots(paths) for folder in gc(root, older_than_s, dry_run=not delete)]
+    roots = [*store_roots(paths), *store_roots(paths.predictions)]
+    old = [folder for root in roots for folder in gc(root, older_than_s, dry_run=not delete)]
     old += gc_partials(paths.root, older_than_s, dry_run=not delete)
     names = [left.relative_to(paths.root).as_posix() for left in old]
-    traces = _traces(paths, delete=delete)
+    withdrawals = load_withdrawals(paths)
+    found = {folder: _traces(folder, withdrawals, delete=delete) for folder in (paths, paths.predictions)}
+    below = {folder: "" if folder == paths else f"{folder.name}/" for folder in found}
+    traces = [replace(trace, path=f"{below[folder]}{trace.path}") for folder in found for trace in found[folder]]
     if as_json:
         told = [{"path": trace.path, "what": trace.what} for trace in traces]
         print_json({"deleted": delete, "leftovers": names, "withdrawn": told})
@@ -232,8 +236,7 @@ def do_gc(paths: DatasetPaths, older_than_s: float, *, delete: bool, as_json: bo
     return int(ExitCode.DONE)
 
 
-def _traces(paths: DatasetPaths, *, delete: bool) -> list[Trace]:
-    withdrawals = load_withdrawals(paths)
+def _traces(paths: DatasetPaths, withdrawals: Sequence[Withdrawal], *, delete: bool) -> list[Trace]:
     drops = [(drop, load_rows(paths, drop)) for drop in load_drops(paths)]
     names = [record.withdrawal_id for record in withdrawals]
     traces = list(find_traces(paths, drops, withdrawn_ids(withdrawals), names))

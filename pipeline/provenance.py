@@ -6,8 +6,6 @@ Profiles: https://w3id.org/ro/wfrun/workflow/0.5, http://mlcommons.org/croissant
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shutil
 import uuid
@@ -20,7 +18,7 @@ from typing import Any
 from manifests.disk import disk_errors, make_private, place
 from manifests.errors import StoreError
 from manifests.fingerprint import digest_bytes
-from manifests.inventory_file import escaped
+from manifests.inventory_file import format_table
 from manifests.runs import RunRecord, load_run
 from pipeline.committed import Committed, look_up
 from pipeline.lineage import lineage
@@ -72,7 +70,7 @@ def export_provenance(workspace: Workspace, out: Path) -> Path:
         If the configuration has no scores yet.
     """
     if out.exists():
-        raise StoreError(f"{place(out)} exists already.", "Name a new folder: --out FOLDER")
+        raise StoreError(f"{place(out)} exists already.", "Name a new folder: pipeline export provenance FOLDER")
     committed = look_up(workspace)
     scores = score_table(workspace, committed)
     workflow = {"command": report_command(workspace), **lineage(workspace, committed)}
@@ -111,23 +109,13 @@ def _runs(workspace: Workspace, names: Iterable[str]) -> list[RunRecord]:
     return found
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> bytes:
-    """A CSV whose text cells no spreadsheet runs as a formula."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    for row in rows:
-        writer.writerow([escaped(value) if isinstance(value, str) else value for value in row])
-    return text.getvalue().encode("utf-8")
-
-
 def _images(workspace: Workspace, drop_id: str) -> bytes:
     gone = workspace.withdrawn
     rows: list[tuple[Any, ...]] = [
         (r.image_id, r.sha256, r.width, r.height, r.mode, r.label, r.split.value, r.group_id, r.image_id in gone)
         for r in workspace.rows(drop_id)
     ]
-    return _table(IMAGE_COLUMNS, rows)
+    return format_table(IMAGE_COLUMNS, rows)
 
 
 def _cells(workspace: Workspace, committed: Committed) -> bytes:
@@ -140,7 +128,7 @@ def _cells(workspace: Workspace, committed: Committed) -> bytes:
             drops = " ".join(commit.record.get("drops", []))
             told = (cell.unit, cell.method, cell.training, cell.seed, commit.record.get("run", ""), drops)
             rows.append((key, fingerprint, *told, commit.digests.get("scores.json", "")))
-    return _table(header, rows)
+    return format_table(header, rows)
 
 
 def _write_crate(workspace: Workspace, folder: Path, files: Mapping[str, bytes], runs: list[RunRecord]) -> None:

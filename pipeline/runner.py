@@ -6,7 +6,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +15,7 @@ from typing import Any, Final
 from manifests.errors import DamagedError, ExitCode, PipelineError, RefusedError, UsageError
 from manifests.layout import DatasetPaths
 from manifests.runs import (
+    HIDDEN,
     EventLog,
     RunRecord,
     finish_run,
@@ -49,6 +50,8 @@ class RunOptions:
     """At most this many units a node."""
     source: Path | None = None
     """Where the source folder is mounted here."""
+    private: frozenset[str] = frozenset()
+    """Arguments that the record of the command line leaves out, because they may name patients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,8 @@ class Runner:
         started = time.monotonic()
         nodes = select(tuple(self.workspace.nodes.values()), self.options.stage)
         folder = self.paths.run(self.run_id)
-        record = start_run(folder, self.run_id, _without_secrets(sys.argv), recorded(self.config))
+        argv = _without_secrets(sys.argv, self.options.private)
+        record = start_run(folder, self.run_id, argv, recorded(self.config))
         try:
             self.events = EventLog(folder / "events.jsonl")
             with self.stop.listening():
@@ -228,6 +232,6 @@ def recorded(config: RunConfig) -> dict[str, Any]:
     )
 
 
-def _without_secrets(argv: Sequence[str]) -> list[str]:
-    """A command line without the values of the keys that `recorded` leaves out."""
-    return [SECRET.sub(r"\1=<hidden>", argument) for argument in argv]
+def _without_secrets(argv: Sequence[str], private: Collection[str] = ()) -> list[str]:
+    """A command line without the values of the keys that `recorded` leaves out, and without `private` arguments."""
+    return [HIDDEN if argument in private else SECRET.sub(r"\1=<hidden>", argument) for argument in argv]

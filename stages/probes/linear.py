@@ -29,8 +29,13 @@ class LinearProbe:
 
     def probabilities(self, features: NDArray[np.floating]) -> Matrix:
         """Probabilities of the K classes, (n, K), from features, (n, D)."""
+        return np.exp(log_softmax(self.logits(features)))
+
+    def logits(self, features: NDArray[np.floating]) -> Matrix:
+        """Scores of the K classes before the softmax, (n, K), from features, (n, D)."""
         prepared = prepare(features, normalise=self.normalise)
-        return np.exp(log_softmax((prepared - self.mean) @ self.coef.T + self.intercept))
+        scores: Matrix = (prepared - self.mean) @ self.coef.T + self.intercept
+        return scores
 
     def save(self, path: Path) -> None:
         """Write a safetensors file; equal probes give equal bytes."""

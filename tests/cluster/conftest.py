@@ -32,15 +32,19 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
         cluster.stop()
 
 
-@pytest.fixture(scope="session")
-def ingested(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A work folder that knows nine phantoms, in chunks of one, and has computed nothing; never written to."""
-    root = tmp_path_factory.mktemp("ingested")
-    make_phantoms(root / "source", {"train": 2, "test": 1}, seed=7)
+def ingest(cli: Cli, root: Path, images_per_class: dict[str, int]) -> Path:
+    """A new work folder that knows phantoms of three classes, in chunks of one."""
+    make_phantoms(root / "source", images_per_class, seed=7)
     labels = ("--labels", root / "source" / "labels.csv", "--chunk-items", 1)
     done = cli("ingest", root / "source", "--dataset", "phantoms", "--workdir", root / "work", *labels)
     assert done.code == 0, done.err
     return root / "work"
+
+
+@pytest.fixture(scope="session")
+def ingested(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work folder that knows nine phantoms, in chunks of one, and has computed nothing; never written to."""
+    return ingest(cli, tmp_path_factory.mktemp("ingested"), {"train": 2, "test": 1})
 
 
 @pytest.fixture(scope="session")
@@ -58,10 +62,10 @@ def new_study(slurm: Slurm, ingested: Path, tmp_path_factory: pytest.TempPathFac
     """Make a study that only one test works on; its jobs do not outlive the tests."""
     made: list[Study] = []
 
-    def make(slow_s: float = 0.0, *, held: bool = False) -> Study:
+    def make(slow_s: float = 0.0, *, held: bool = False, work: Path | None = None) -> Study:
         study = Study(slurm, tmp_path_factory.mktemp("study"), slow_s)
         made.append(study)
-        shutil.copytree(ingested, study.work)
+        shutil.copytree(work or ingested, study.work)
         study.gate.parent.mkdir()
         if held:
             study.gate.touch()

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import Digests, NewStudy
+from tests.cluster.conftest import Digests, NewStudy, ingest
 from tests.cluster.studies import LIMIT_S, Study, keys_in, sets, stage_of, until
 from tests.conftest import Cli
+from tests.integration.pipelines import digests
 
 pytestmark = pytest.mark.slow
 
-MASKS = ("--stage", "masks")
+MASKS, EMBEDDINGS = ("--stage", "masks"), ("--stage", "embeddings")
 ARRAY = 4
 
 
+@pytest.fixture(scope="module")
+def ingested_18(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work folder that knows eighteen phantoms and has computed nothing."""
+    return ingest(cli, tmp_path_factory.mktemp("ingested"), {"train": 4, "test": 2})
+
+
 @pytest.fixture(scope="module", autouse=True)
-def short_walltime(new_study: NewStudy) -> Iterator[tuple[Study, str]]:
-    """A job that is shorter than its run; begun before the tests of this file, because it mostly waits."""
-    study = new_study(slow_s=10)
-    (job,) = study.submit("--stage", "embeddings", *sets(walltime='"00:01:00"', margin_s=30))
+def short_walltime(new_study: NewStudy, ingested_18: Path) -> Iterator[tuple[Study, str]]:
+    """A job of a minute for a run of three: 36 units of five seconds; begun first in this file, as it mostly waits."""
+    study = new_study(slow_s=5, work=ingested_18)
+    (job,) = study.submit(*EMBEDDINGS, *sets(walltime='"00:01:00"', margin_s=30))
     yield study, job
     study.end()
 
@@ -86,14 +95,17 @@ def test_queue_that_is_not_there_is_told_in_the_words_of_sbatch(cli: Cli, new_st
 
 
 def test_run_longer_than_its_walltime_is_finished_by_requeues_alone(
-    short_walltime: tuple[Study, str], undisturbed: Digests
+    cli: Cli, short_walltime: tuple[Study, str], ingested_18: Path, tmp_path: Path
 ) -> None:
     study, job = short_walltime
-    assert study.slurm.wait(job, LIMIT_S) == {job: "COMPLETED"}
-    assert study.slurm.restarts(job) >= 2
-    study.check(stage_of(undisturbed, "masks"))
+    assert study.slurm.wait(job, 4 * LIMIT_S) == {job: "COMPLETED"}
+    assert study.slurm.restarts(job) >= 3
+    shutil.copytree(ingested_18, tmp_path / "work")
+    assert cli("run", *EMBEDDINGS, "--workdir", tmp_path / "work", "--cluster", "inline", *sets()).code == 0
+    expected = digests(tmp_path / "work" / "phantoms")
+    study.check(expected)
     units = [event["unit"] for event in study.events() if event["event"] == "committed"]
-    assert len(units) == len(set(units)) == len(stage_of(undisturbed, "masks"))
+    assert len(units) == len(set(units)) == len(expected) == 36
 
 
 def scancel(study: Study, *arguments: str) -> None:

@@ -63,7 +63,7 @@ def crate(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def export(study: Study, out: Path) -> Finished:
-    return study.cli("export", "provenance", "--out", out, "--workdir", study.work, *QUICK)
+    return study.cli("export", "provenance", out, "--workdir", study.work, *QUICK)
 
 
 def table(file: Path) -> list[dict[str, str]]:
@@ -165,10 +165,10 @@ def test_no_name_path_host_or_user_is_in_the_crate(crate: Path, study: Study) ->
 def test_export_never_overwrites_and_says_what_there_is(crate: Path, study: Study, tmp_path: Path) -> None:
     before = {f: f.read_bytes() for f in crate.rglob("*") if f.is_file()}
     done = export(study, crate)
-    assert (done.code, "--out" in done.err) == (4, True)
+    assert (done.code, "Name a new folder" in done.err) == (4, True)
     assert {f: f.read_bytes() for f in crate.rglob("*") if f.is_file()} == before
     unknown = study.cli("export", "pictures", "--workdir", study.work)
     assert (unknown.code, "provenance" in unknown.err) == (2, True)
-    nothing = study.cli("export", "provenance", "--out", tmp_path / "x", "--workdir", study.work)
+    nothing = study.cli("export", "provenance", tmp_path / "x", "--workdir", study.work)
     assert nothing.code == 4
     assert not list(tmp_path.iterdir())

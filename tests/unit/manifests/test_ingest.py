@@ -243,3 +243,19 @@ def test_source_is_only_read(paths, source):
     before = tree(source)
     take(paths, source)
     assert tree(source) == before
+
+
+def test_folders_are_no_labels_where_they_mean_nothing(paths, source):
+    report = take(paths, source, labelled=False)
+    (drop,) = load_drops(paths)
+    assert drop.classes == ()
+    assert {(row.label, row.split.value) for row in load_rows(paths, drop)} == {("", "none")}
+    assert report.audit.label_conflicts == ()
+
+
+def test_report_names_every_file_of_the_source_known_ones_too(paths, source):
+    first = take(paths, source).files
+    put(source, "a/4.png", 4)
+    again = take(paths, source).files
+    assert sorted(again) == ["a/2.png", "a/3.png", "a/4.png", "b/0.png", "b/1.png"]
+    assert {path: again[path] for path in first} == first

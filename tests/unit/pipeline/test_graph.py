@@ -87,3 +87,10 @@ def test_fusion_is_trained_for_the_methods_that_need_it() -> None:
 def test_unknown_stage_lists_the_stages() -> None:
     with pytest.raises(UsageError, match=r"no stage 'mask'.*masks.*all"):
         keys("mask")
+
+
+def test_one_node_can_be_named_by_its_key() -> None:
+    several = 'masks.compare=["none"]'
+    assert keys("embeddings[none]", several) == ["masks[none]", "embeddings[none]"]
+    with pytest.raises(UsageError, match=r"no stage 'embeddings\[box\]'"):
+        keys("embeddings[box]", several)

@@ -88,3 +88,7 @@ def test_run_folder_holds_no_secret_of_the_configuration(
     files = [file for file in finished.paths.run(outcome.run_id).rglob("*") if file.is_file()]
     assert {file.name for file in files} == {"run.json", "events.jsonl"}
     assert [file.name for file in files if b"s3cret" in file.read_bytes()] == []
+
+
+def test_private_argument_is_not_recorded():
+    assert _without_secrets(["pipeline", "predict", "mueller"], {"mueller"}) == ["pipeline", "predict", "<path>"]

@@ -4,6 +4,8 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from stages.images import COMPOSITING, Placement, composite, content, letterbox, outline, place, unletterbox
@@ -66,6 +68,16 @@ def test_full_mask_of_every_size_comes_back_full(height: int, width: int) -> Non
     canvas, placement = letterbox(np.ones((height, width), bool), 64)
     assert (canvas == content(placement, 64)).all()
     assert unletterbox(canvas, placement, height, width).all()
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(1, 64), st.integers(1, 64), st.integers(0, 2**32 - 1))
+def test_mask_of_an_image_that_fits_the_canvas_comes_back_exact_to_the_pixel(
+    height: int, width: int, seed: int
+) -> None:
+    mask = np.random.default_rng(seed).random((height, width)) < 0.5
+    canvas, placement = letterbox(mask, 64)
+    assert np.array_equal(unletterbox(canvas, placement, height, width), mask)
 
 
 def test_shrinking_is_antialiased() -> None:
