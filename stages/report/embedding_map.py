@@ -96,13 +96,15 @@ def neighbourhood(points: MapPoints, view: str) -> pd.DataFrame:
 
 def outliers(found: pd.DataFrame) -> pd.DataFrame:
     """The images farthest from all others, farthest first."""
-    reachable = found[np.isfinite(found["distance"])]
+    reachable: pd.DataFrame = found[np.isfinite(found["distance"])]
     return reachable.sort_values(["distance", "image"], ascending=[False, True]).head(LISTED).reset_index(drop=True)
 
 
 def doubted(found: pd.DataFrame) -> pd.DataFrame:
     """Images nine of whose ten neighbours carry one other label: mistakes, or cases that look like the other class."""
-    other = found[(found["label"] != "") & (found["neighbours"] != found["label"]) & (found["share"] >= DISSENT)]
+    other: pd.DataFrame = found[
+        (found["label"] != "") & (found["neighbours"] != found["label"]) & (found["share"] >= DISSENT)
+    ]
     return other.sort_values(["share", "image"], ascending=[False, True]).head(LISTED).reset_index(drop=True)
 
 

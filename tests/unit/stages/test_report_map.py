@@ -1,0 +1,92 @@
+"""The map of a report: places, what lies far off, labels to look at again, and what the page is given."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from stages.report.embedding_map import MapPoints, atlas, doubted, neighbourhood, outliers, project
+from stages.report.map_view import Map
+
+EVIL = "</script><b>"
+
+
+@pytest.fixture(scope="module")
+def points() -> MapPoints:
+    """Two clusters of thirty images, one of which carries the other cluster's label; the last lies alone."""
+    random = np.random.default_rng(0)
+    centres = np.eye(8, dtype=np.float32)[[0] * 30 + [1] * 30]
+    vectors = centres + random.normal(0, 0.05, (60, 8)).astype(np.float32)
+    vectors[59] = np.eye(8)[5]
+    labels = ["a"] * 30 + ["b"] * 30
+    labels[3] = "b"
+    return MapPoints(
+        images=[f"{i:02}" for i in range(60)],
+        labels=labels,
+        splits=["test" if i % 3 else "train" for i in range(60)],
+        groups=[str(i) for i in range(60)],
+        vectors={"original": vectors, "masked": vectors[::-1].copy()},
+        thumbnails=np.repeat(np.arange(60, dtype=np.uint8)[:, None, None] * 4, 8, axis=1).repeat(8, axis=2),
+        n_all=70,
+    )
+
+
+def test_neighbours_stay_neighbours_and_places_do_not_change(points: MapPoints) -> None:
+    places = project(points.vectors["original"])
+    apart = np.linalg.norm(places[:, None] - places[None], axis=-1)
+    assert places.shape == (60, 2)
+    assert np.median(apart[:30, :30]) < np.median(apart[:30, 30:59]) / 2
+    assert np.array_equal(places, project(points.vectors["original"]))
+
+
+def test_outlier_is_the_image_that_lies_alone(points: MapPoints) -> None:
+    assert outliers(neighbourhood(points, "original"))["image"].iloc[0] == "59"
+
+
+def test_label_that_all_neighbours_contradict_is_doubted(points: MapPoints) -> None:
+    found = doubted(neighbourhood(points, "original"))
+    assert found[["image", "label", "neighbours"]].iloc[0].tolist() == ["03", "b", "a"]
+    assert len(found) == 1
+
+
+def test_images_of_one_group_are_not_each_other_s_neighbours(points: MapPoints) -> None:
+    together = replace(points, groups=["one"] * 30 + list(points.groups[30:]))
+    assert neighbourhood(together, "original")["neighbours"].iloc[5] == "b"
+
+
+def test_image_without_a_label_is_not_doubted(points: MapPoints) -> None:
+    unlabelled = replace(points, labels=["" if i == 3 else label for i, label in enumerate(points.labels)])
+    assert doubted(neighbourhood(unlabelled, "original")).empty
+
+
+def test_atlas_holds_each_thumbnail_in_its_place(points: MapPoints) -> None:
+    uri, side = atlas(points)
+    sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))))
+    assert (sheet.shape, side) == ((2 * 8, 40 * 8), 8)
+    assert abs(int(sheet[12, 4 + 8 * 2]) - 42 * 4) < 6
+
+
+def test_page_is_given_places_in_the_unit_square_and_nothing_that_ends_its_script(points: MapPoints) -> None:
+    shown = Map.of(replace(points, labels=[EVIL, *points.labels[1:]]), ("a", "b"))
+    assert "<" not in shown.content
+    content = json.loads(str(shown.content))
+    places = np.array(content["views"]["masked"])
+    assert (places.min(), places.max()) == (0, 1)
+    assert content["names"] == ["a", "b", EVIL]
+    assert shown.left_out == 10
+    assert isinstance(shown.plot.numbers, pd.DataFrame)
+    assert len(shown.plot.numbers) == 2 * 60
+
+
+def test_three_images_make_a_map(points: MapPoints) -> None:
+    few = {name: vectors[:3] for name, vectors in points.vectors.items()}
+    small = replace(points, images=points.images[:3], labels=points.labels[:3], splits=points.splits[:3], vectors=few)
+    small = replace(small, groups=points.groups[:3], thumbnails=points.thumbnails[:3])
+    assert len(Map.of(small, ("a", "b")).outliers.rows) == 3
