@@ -184,8 +184,12 @@ def _media_class(dataset: Dataset) -> str:
 
 
 def _identity(dataset: Dataset) -> Identity:
-    keys = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "BurnedInAnnotation")
-    return Identity(*(str(dataset.get(key, "") or "").strip() for key in keys))
+    keys = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+    said = str(dataset.get("BurnedInAnnotation", "") or "").strip().upper()
+    # Any other word could be a name, and what is counted is shown.
+    burned_in = said if said in ("YES", "NO") else ""
+    patient, study, series, instance = (str(dataset.get(key, "") or "").strip() for key in keys)
+    return Identity(patient, study, series, instance, burned_in)
 
 
 def _size(dataset: Dataset) -> tuple[int, int, int]:

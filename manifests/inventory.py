@@ -122,7 +122,7 @@ def scan(
             salt = salt or read_salt()
         items += _items(file, image, salt, (reading or Reading()).every)
         skipped.update([file.header.skipped] if file.header.skipped else [])
-        burned_in.update([file.header.identity.burned_in.upper()] if file.header.identity.instance else [])
+        burned_in.update([file.header.identity.burned_in] if file.header.identity.instance else [])
         if on_file is not None:
             on_file(position, len(listing.images))
     if not items:
