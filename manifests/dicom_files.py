@@ -21,6 +21,7 @@ Texts of errors name no value of the file, for it may be a name.
 from __future__ import annotations
 
 import io
+import logging
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -129,6 +130,7 @@ def _parse(stream: BinaryIO, *, pixels: bool) -> Dataset:
         _check_deflated(stream.read())
         stream.seek(0)
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its warnings quote values of the file
     dataset = pydicom.dcmread(stream, force=not is_dicom(head), stop_before_pixels=not pixels)
     if not len(dataset):
         raise ReadError("decode.unreadable", "not a DICOM file, whatever its name says, or damaged")

@@ -47,7 +47,9 @@ def dicom_source(phantoms: Path, folder: Path) -> Path:
     return folder
 
 
-def write_dicom(file: Path, image: NDArray[np.uint8], number: int = 0, burned_in: str | None = None) -> None:
+def write_dicom(
+    file: Path, image: NDArray[np.uint8], number: int = 0, burned_in: str | None = None, window: str = "127.5"
+) -> None:
     """One grey image as a DICOM file that names its patient everywhere; patient 0 bears the id as it is."""
     dataset = FileDataset(None, {}, preamble=b"\0" * 128)
     dataset.file_meta = FileMetaDataset()
@@ -77,13 +79,13 @@ def write_dicom(file: Path, image: NDArray[np.uint8], number: int = 0, burned_in
         "BitsStored": 8,
         "HighBit": 7,
         "PixelRepresentation": 0,
-        "WindowCenter": WINDOW if burned_in == "broken" else "127.5",
+        "WindowCenter": window,
         "WindowWidth": "256",
         "PixelData": image.tobytes(),
     }
     for keyword, value in {**of_patient, **of_image}.items():
         setattr(dataset, keyword, value)
-    if burned_in in ("YES", "NO"):
+    if burned_in is not None:
         dataset.BurnedInAnnotation = burned_in
     dataset.private_block(0x0011, "MEDFOCUS TEST", create=True).add_new(0x01, "LO", IDENTIFIERS["private element"])
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +93,7 @@ def write_dicom(file: Path, image: NDArray[np.uint8], number: int = 0, burned_in
 
 
 def mixed_source(phantoms: Path, folder: Path) -> Path:
-    """Pictures, a volume and broken files, with a labels.csv by file; five of them cannot be read."""
+    """Pictures, a volume and broken files, with a labels.csv by file; six of them cannot be read."""
     folder.mkdir()
     rows = _table(phantoms / "labels.csv")
     image, mask = (np.asarray(Image.open(phantoms / rows[0][name])) for name in ("file", "mask"))
@@ -101,11 +103,13 @@ def mixed_source(phantoms: Path, folder: Path) -> Path:
     Image.fromarray(mask[:, ::-1]).save(folder / "masks.png")
     _break(folder / "window.dcm", turned, WINDOW, IDENTIFIERS["referring physician"])
     _break(folder / "photometric.dcm", turned, "MONOCHROME2", f"{NAME}  ")
+    _break(folder / "charset.dcm", turned, "ISO_IR 100", f"{NAME} ")
     write_dicom(folder / "short.dcm", turned, 77)
     (folder / "short.dcm").write_bytes((folder / "short.dcm").read_bytes()[:-3000])
     volume(folder / "volume.nii.gz", np.stack([image, turned, image[::-1]], axis=-1))
     volume(folder / "volume_mask.nii.gz", np.stack([mask, mask[:, ::-1], mask[::-1]], axis=-1))
     (folder / "short.nii").write_bytes(_plain_volume(folder, turned)[:-500])
+    (folder / f"gone {NAME}.png").symlink_to(f"{GIVEN}.png")
     (folder / "no.png").write_bytes(f"{PATIENT} is no picture".encode())
     lines = []
     for number, name in enumerate(p.name for p in sorted(folder.iterdir()) if "mask" not in p.name):
@@ -118,7 +122,7 @@ def mixed_source(phantoms: Path, folder: Path) -> Path:
 
 def _break(file: Path, image: NDArray[np.uint8], value: str, name: str) -> None:
     """Put a name where a DICOM file has a number or a term."""
-    write_dicom(file, image, 78, "broken")
+    write_dicom(file, image, 78, window=WINDOW)
     file.write_bytes(file.read_bytes().replace(value.encode(), name.encode()))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,8 +140,12 @@ def test_unreadable_images_are_rows_with_a_reason(source):
 def test_forbidden_file_is_a_row_without_a_digest(source, monkeypatch):
     put(source, "a/1.png", 1)
 
-    def refuse(self: Path, *_: object) -> None:
-        raise PermissionError(13, "no")
+    opened = Path.open
+
+    def refuse(self: Path, *how: Any, **more: Any) -> Any:
+        if self.name == "1.png":
+            raise PermissionError(13, "no")
+        return opened(self, *how, **more)
 
     monkeypatch.setattr(Path, "open", refuse)
     (item,) = scan(source).items
