@@ -61,6 +61,11 @@ NOT_IMAGES: Mapping[str, str] = MappingProxyType(
     }
 )
 """SOP classes with or without pixels that show no picture of a patient; others without rows are told by modality."""
+MODALITIES = (
+    *("AU", "CT", "DOC", "DX", "ECG", "EEG", "EMG", "EOG", "EPS", "FID", "HD", "KO", "MG", "MR", "PLAN", "PR", "PT"),
+    *("REG", "RESP", "RTDOSE", "RTPLAN", "RTRECORD", "RTSTRUCT", "SEG", "SMR", "SR", "STAIN", "US", "XA"),
+)
+"""Terms of the standard (PS3.3 C.7.3.1.1.1) that are told of files without pixels; any other word could be a name."""
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _LOCK = Lock()
 
@@ -178,7 +183,7 @@ def _skipped(dataset: Dataset) -> str:
     if "SOPClassUID" not in dataset:
         raise ReadError("decode.unreadable", "not a DICOM file, whatever its name says, or damaged")
     modality = str(dataset.get("Modality", ""))
-    return f"{modality if modality.isalpha() and len(modality) <= 16 else 'DICOM'} without pixels"
+    return f"{modality if modality in MODALITIES else 'DICOM'} without pixels"
 
 
 def _media_class(dataset: Dataset) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 
 from manifests.dicom_files import DICOM
@@ -55,3 +56,16 @@ def test_pydicom_s_warnings_quote_no_value_of_a_file(
     data = file.read_bytes()
     assert DICOM.image(data, Request(0, MAX_PIXELS)).shape == (8, 8, 3)
     assert NAME not in caplog.text
+
+
+@pytest.mark.parametrize(("modality", "kind"), [("SR", "SR"), (NAME.upper(), "DICOM")])
+def test_only_modalities_of_the_standard_are_told_of_files_without_pixels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], modality: str, kind: str
+) -> None:
+    file = tmp_path / "scans" / "train" / "benign" / "report.dcm"
+    write_dicom(file, np.zeros((8, 8), np.uint8), 9)
+    dataset = pydicom.dcmread(file)
+    del dataset.Rows, dataset.PixelData
+    dataset.Modality = modality
+    dataset.save_as(file)
+    assert f"DICOM files without an image, skipped: 1 {kind} without pixels" in told(tmp_path, ["NO"], capsys)
