@@ -1,6 +1,6 @@
 """A study in Python: rows as pandas, masks as dask, embeddings as numpy, each byte checked against its commit.
 
-Nothing is computed and no result is written; what a killed run left halfway is completed by whoever looks, here too.
+But for `predict`, nothing is computed or written; what a killed run left halfway is completed by whoever looks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from stages.images import Placement, unletterbox
 if TYPE_CHECKING:
     import dask.array
 
-__all__ = ["Embeddings", "OpenedStudy", "embeddings", "images", "masks", "native_masks", "open_store"]
+__all__ = ["Embeddings", "OpenedStudy", "embeddings", "images", "masks", "native_masks", "open_store", "predict"]
 
 COLUMNS = ("image_id", "label", "split", "group_id", "width", "height", "frame", "duplicate_of")
 """What `images` shows of a row, beside its drop and number; no path and no file name."""
@@ -224,6 +224,47 @@ def embeddings(
         parts.append(read_rows(store, chunk, ("image",))["image"][:, views.index(view)])
     vectors: NDArray[np.float32] = np.concatenate(parts)
     return Embeddings(vectors[[p.position for p in study.places(split)]], images(study, split=split))
+
+
+def predict(study: OpenedStudy, source: str | Path, cell: str | None = None, *, names: bool = False) -> pd.DataFrame:
+    """Ask a fitted head about images without a label, as `pipeline predict` does; writes no table and no picture.
+
+    Parameters
+    ----------
+    study : OpenedStudy
+        From `open_store`.
+    source : str or Path
+        Folder of images, which are ingested beside the study and go through its stages.
+    cell : str, optional
+        `medfocus-100-0`, or `probes[box]/medfocus-100-0`; by default as in `pipeline.head.load_head`.
+    names : bool
+        One row a file, with its path in the source, which may name a patient; else one row an image.
+
+    Returns
+    -------
+    DataFrame
+        Columns are the keys of a line of `predictions.jsonl`; see docs/predict.md.
+
+    Raises
+    ------
+    UsageError
+        If there is no such cell, or its method cannot be asked about one image.
+    InventoryError
+        If the cell is not committed, or the source cannot be used.
+    """
+    from pipeline.answers import Likeness, answer_all
+    from pipeline.arrivals import take_in
+    from pipeline.calibrating import calibrate
+    from pipeline.head import load_head
+    from pipeline.prediction_files import provenance, record_of
+
+    head = load_head(study.workspace, cell)
+    arrivals = take_in(head, Path(source), frozenset({str(source)}))
+    calibration, likeness = calibrate(head), Likeness.of(head.data)
+    about = provenance(head, calibration, likeness)
+    told = answer_all(head, arrivals, calibration, likeness)
+    frame = pd.DataFrame([record_of(prediction, about, names=names) for prediction in told])
+    return frame if names else frame.drop_duplicates("image_id", ignore_index=True)
 
 
 def _read_masks(store: StageStore, chunk: Chunk) -> NDArray[Any]:

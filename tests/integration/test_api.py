@@ -137,6 +137,17 @@ def test_stage_that_has_not_run_is_absent_in_the_rows(made: Study) -> None:
     assert set(rows["masks[none]"]) == {"absent"}
 
 
+def test_predictions_come_as_rows_without_file_names_unless_asked_for(made: Study, tmp_path: Path) -> None:
+    copy = made.copied(tmp_path / "work")
+    assert copy.run("--stage", "probes", "--set", "masks.policy=none").code == 3
+    study = open_store(copy, ["masks.policy=none", "cluster.kind=inline"])
+    told = api.predict(study, made.source / "images" / "test")
+    assert len(told) == 6
+    assert set(told["predicted"]) <= set(study.classes)
+    assert "file" not in told.columns
+    assert api.predict(study, made.source / "images" / "test", names=True)["file"].is_unique
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_notebook_runs_on_a_study(made: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     program = EXAMPLE.read_text("utf-8")
