@@ -19,7 +19,8 @@ from tests.planted import PATIENT, dicom_source, mixed_source
 
 pytestmark = pytest.mark.slow
 
-EXPORTS = ("provenance",)
+EXPORTS = {"provenance": 0, "coco": 0, "png": 0, "parquet": 0, "nifti": 0, "dicom-seg": 0}
+"""Exit code by export."""
 
 
 @dataclass
@@ -69,10 +70,13 @@ def study(cli: Cli, phantom_folder: Path, tmp_path_factory: pytest.TempPathFacto
     study("plan", "--json", *QUICK)
     study("explain", "drop-002/000000", *QUICK)
     study("verify", "--json")
-    for what in EXPORTS:
-        study("export", what, *QUICK)
     study("withdraw", "--image", image_ids(study, "drop-001")[0], "--reason", "consent revoked")
     study("gc", "--delete")
+    study("run", "--stage", "all", "--cluster", "inline", *QUICK, code=3)
+    for what, code in EXPORTS.items():
+        study("export", what, *QUICK, code=code)
+    asked = dicom_source(phantom_folder, study.root / f"asked of {PATIENT}")
+    study("predict", asked, "--overlay", study.work / "pictures", "--cell", "original-100-0", *QUICK)
     return study
 
 
@@ -83,7 +87,11 @@ def image_ids(study: Study, drop_id: str) -> list[str]:
 
 def test_no_byte_outside_drops_names_a_patient_or_a_source(study: Study) -> None:
     search = Search({**IDENTIFIERS, "source": str(study.root / NAME)})
-    assert search.of_folder(study.work, passed=["drops"]) == []
+    found = search.of_folder(study.work, passed=["drops"])
+    # A segmentation must name the study, the series and the instance that it belongs to.
+    referring = [hit for hit in found if hit.startswith("mine/exports/dicom-seg-")]
+    assert {hit.rpartition(": ")[2] for hit in referring} == {"UIDs"}
+    assert [hit for hit in found if hit not in referring] == []
     assert search.of_folder(study.root / "temporary") == []
 
 
