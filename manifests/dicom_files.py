@@ -89,7 +89,7 @@ def _image(data: bytes, asked: Request) -> NDArray[np.uint8]:
         if str(dataset.PhotometricInterpretation) in GREY:
             grey = grey_levels(dataset, pixels, asked)
             return np.repeat(grey[:, :, None], 3, axis=2)
-        return colours(dataset, pixels)
+        return np.ascontiguousarray(colours(dataset, pixels))
 
 
 def _mask(data: bytes, asked: Request) -> NDArray[np.bool_]:
@@ -103,17 +103,36 @@ def _mask(data: bytes, asked: Request) -> NDArray[np.bool_]:
 @contextmanager
 def _told() -> Iterator[None]:
     """Strict settings inside; what pydicom raises becomes a `ReadError` that names no value of the file."""
-    with STRICT:
+    from pydicom.errors import BytesLengthException, InvalidDicomError
+
+    with STRICT, np.errstate(all="ignore"):
         try:
             yield
         except ReadError:
             raise
-        except UNREADABLE as error:
+        except (*UNREADABLE, BytesLengthException, InvalidDicomError) as error:
             if "missing dependencies" in str(error) or "plugins are missing" in str(error):
                 raise ReadError("decode.codec", "install its decoder: pip install 'medfocus[dicom]'") from error
             if "less than expected" in str(error):
                 raise ReadError("decode.truncated", "fewer pixels than the header says") from error
             raise ReadError("decode.unreadable", f"not readable as DICOM ({type(error).__name__})") from error
+        except BaseException as error:  # the decoder of RLE is written in Rust, whose panics are no Exception
+            if type(error).__name__ != "PanicException":
+                raise
+            raise ReadError("decode.unreadable", "not readable as DICOM (damaged RLE)") from error
+
+
+class _Bounded:
+    """A stream that is asked for no more than there is: Python reserves as much memory as it is asked to read."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self.seek, self.tell = stream, stream.seek, stream.tell
+        self._size = stream.seek(0, io.SEEK_END)
+        stream.seek(0)
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._size - self.tell())
+        return self._stream.read(left if size < 0 else min(size, left))
 
 
 def _parse(stream: BinaryIO, *, pixels: bool) -> Dataset:
@@ -129,7 +148,7 @@ def _parse(stream: BinaryIO, *, pixels: bool) -> Dataset:
         _check_deflated(stream.read())
         stream.seek(0)
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-    dataset = pydicom.dcmread(stream, force=not is_dicom(head), stop_before_pixels=not pixels)
+    dataset = pydicom.dcmread(_Bounded(stream), force=not is_dicom(head), stop_before_pixels=not pixels)
     if not len(dataset):
         raise ReadError("decode.unreadable", "not a DICOM file, whatever its name says, or damaged")
     if not hasattr(dataset, "file_meta") or "TransferSyntaxUID" not in dataset.file_meta:

@@ -234,7 +234,8 @@ def _told() -> Iterator[None]:
     from nibabel.spatialimages import HeaderDataError
 
     try:
-        yield
+        with np.errstate(all="ignore"):
+            yield
     except ReadError:
         raise
     except (HeaderDataError, ValueError, ArithmeticError, LookupError, TypeError, zlib.error, MemoryError) as error:
