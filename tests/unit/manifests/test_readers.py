@@ -121,7 +121,7 @@ def test_what_is_only_named_like_dicom_or_nifti_is_refused(tmp_path, name):
     assert refused(tmp_path, b"DICM", name).reason == "decode.unreadable"
     assert refused(tmp_path, b"", name).reason == "decode.empty"
     with pytest.raises(ReadError, match=r"decode\.unreadable"):
-        probe(tmp_path / write(tmp_path, b"DICM", name))
+        probe(put(tmp_path, name, b"DICM"))
 
 
 def test_png_named_jpg_and_file_without_suffix_are_read_by_content(tmp_path):
