@@ -113,6 +113,8 @@ def _told() -> Iterator[None]:
         except (*UNREADABLE, BytesLengthException, InvalidDicomError) as error:
             if "missing dependencies" in str(error) or "plugins are missing" in str(error):
                 raise ReadError("decode.codec", "install its decoder: pip install 'medfocus[dicom]'") from error
+            if isinstance(error, NotImplementedError) and "'Transfer Syntax UID'" in str(error):
+                raise ReadError("decode.codec", "no decoder for its transfer syntax") from error
             if "less than expected" in str(error):
                 raise ReadError("decode.truncated", "fewer pixels than the header says") from error
             raise ReadError("decode.unreadable", f"not readable as DICOM ({type(error).__name__})") from error
