@@ -192,7 +192,7 @@ def test_lines_may_name_by_different_uids(studies):
 
 def test_all_uids_of_a_line_must_be_the_files(studies):
     assert labels(with_csv(studies, "study,series,label\n1.2.0,1.2.0.1,a\n")) == {"2": "a", "3": "a"}
-    with pytest.raises(InventoryError, match="line 2 .* names no DICOM file"):
+    with pytest.raises(InventoryError, match=r"line 2 .* names no DICOM file"):
         with_csv(studies, "study,series,label\n1.2.1,1.2.0.1,a\n")
 
 
