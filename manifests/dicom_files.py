@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 PREAMBLE, MAGIC = 128, b"DICM"
 SECURE = bytes.fromhex("06092a864886f70d010703")
 """Object identifier of enveloped data, which a DICOM file in a secure envelope begins with."""
-DEFLATED = b"1.2.840.10008.1.2.1.99"
+DEFLATED = "1.2.840.10008.1.2.1.99"
 MOST_BYTES = 1 << 29
 """A deflated file may grow to this."""
 UNREADABLE = (*DECODE_ERRORS, RuntimeError, MemoryError, AssertionError)
@@ -145,12 +145,10 @@ def _parse(stream: BinaryIO, *, pixels: bool) -> Dataset:
         raise ReadError("decode.empty", "0 bytes")
     if SECURE in head[:64] and not is_dicom(head):
         raise ReadError("decode.encrypted", "a DICOM file in a secure envelope")
-    stream.seek(0)
-    if DEFLATED in head:
-        _check_deflated(stream.read())
-        stream.seek(0)
+    bounded = _Bounded(stream)
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-    dataset = pydicom.dcmread(_Bounded(stream), force=not is_dicom(head), stop_before_pixels=not pixels)
+    _check_deflated(bounded)
+    dataset = pydicom.dcmread(bounded, force=not is_dicom(head), stop_before_pixels=not pixels)
     if not len(dataset):
         raise ReadError("decode.unreadable", "not a DICOM file, whatever its name says, or damaged")
     if not hasattr(dataset, "file_meta") or "TransferSyntaxUID" not in dataset.file_meta:
@@ -170,13 +168,17 @@ def _assume_syntax(dataset: Dataset) -> None:
     dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
 
 
-def _check_deflated(data: bytes) -> None:
-    """Refuse what would grow without bound; the deflated part follows the group of meta information."""
-    length = int.from_bytes(data[140:144], "little") if data[132:136] == b"\x02\x00\x00\x00" else 0
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    inflater.decompress(data[144 + length :], MOST_BYTES)
-    if inflater.unconsumed_tail:
-        raise ReadError("decode.too_large", f"inflates to more than {MOST_BYTES} bytes")
+def _check_deflated(stream: _Bounded) -> None:
+    """Refuse what would grow without bound; the meta information is read as pydicom will read it, whatever it says."""
+    from pydicom.filereader import _read_file_meta_info, read_preamble
+
+    read_preamble(stream, force=True)  # type: ignore[arg-type]
+    if _read_file_meta_info(stream).get("TransferSyntaxUID") == DEFLATED:  # type: ignore[arg-type]
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        inflater.decompress(stream.read(), MOST_BYTES)
+        if inflater.unconsumed_tail:
+            raise ReadError("decode.too_large", f"inflates to more than {MOST_BYTES} bytes")
+    stream.seek(0)
 
 
 @lru_cache(maxsize=1)

@@ -28,6 +28,7 @@ def test_mutant_is_brought_back_by_its_seed_and_number(kind):
     assert mutant(files, SEED, 7) != mutant(files, SEED + 1, 7)
 
 
+@pytest.mark.slow
 def test_fuzzer_tells_of_a_crash_a_hang_and_memory_and_goes_on(monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "sitecustomize.py").write_text(SABOTAGE)

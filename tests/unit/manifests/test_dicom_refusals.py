@@ -115,6 +115,19 @@ def test_deflated_file_that_grows_without_bound_is_refused(monkeypatch):
         header(bomb)
 
 
+@pytest.mark.parametrize("length", [0, 4, 2**31])
+def test_deflated_bomb_is_found_though_its_meta_information_lies_about_its_length(monkeypatch, length):
+    monkeypatch.setattr(dicom_files, "MOST_BYTES", 1000)
+    data = file_of(dataset(GREY), DeflatedExplicitVRLittleEndian)
+    assert why_not(data[:140] + struct.pack("<I", length) + data[144:]).reason == "decode.too_large"
+
+
+def test_billions_of_frames_make_no_rows(tmp_path):
+    path = put(tmp_path, "a.dcm", dicom(GREY, NumberOfFrames=2**31 - 1))
+    with pytest.raises(ReadError, match=r"decode\.too_large: 2147483647 frames, limit 65536"):
+        probe(path)
+
+
 def forged(syntax: str) -> bytes:
     """A frame of 64 x 64 px that declares the most that it can."""
     data = bytearray(codestream(syntax))

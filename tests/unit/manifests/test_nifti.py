@@ -12,6 +12,7 @@ import pytest
 
 from manifests import nifti_files
 from manifests.errors import ReadError
+from manifests.readers import probe
 from tests.unit.manifests.dicoms import linear, spread
 from tests.unit.manifests.niftis import (
     PLANES,
@@ -24,6 +25,7 @@ from tests.unit.manifests.niftis import (
     why_not,
     zipped,
 )
+from tests.unit.manifests.pictures import put
 
 VALUES = np.random.default_rng(1).integers(0, 256, (3, 4, 5)).astype(np.uint8)
 VALUES[0, 0, 0], VALUES[2, 3, 4] = 0, 255
@@ -272,6 +274,12 @@ def test_dimensions_of_nifti_2_whose_product_wraps_are_refused():
     shape = [3, 2**31, 2**31, 4, 1, 1, 1, 1]
     data = nifti(VALUES, image_class=nibabel.Nifti2Image, dim=shape)
     assert why_not(data).reason in {"decode.size", "decode.too_large", "decode.unreadable"}
+
+
+def test_billions_of_slices_make_no_rows(tmp_path):
+    data = nifti(VALUES, image_class=nibabel.Nifti2Image, dim=[3, 1, 1, 2**40, 1, 1, 1, 1])
+    with pytest.raises(ReadError, match=r"decode\.too_large"):
+        probe(put(tmp_path, "a.nii", data))
 
 
 def test_offset_beyond_the_file_or_before_it_is_refused_or_ignored():
