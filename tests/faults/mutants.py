@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
+from tests.unit.manifests import dicoms
 from tests.unit.manifests.pictures import chunk, encode
 
 MOST_ORIGINAL_BYTES = 300_000
@@ -29,11 +31,43 @@ def originals(kind: str) -> list[Original]:
 
 
 def _dicom() -> list[Original]:
-    import pydicom
+    paths = [*dicoms.SAMPLES.glob("*.dcm"), dicoms.SAMPLES / "dicomdirtests" / "DICOMDIR"]
+    # Of the many without a picture, which end in its header, one of each kind is enough.
+    left_out = ("rtdose_", "rtplan_", "liver_expb", "reportsi", "waveform")
+    return [(path.name, path.read_bytes()) for path in paths if not path.name.startswith(left_out)] + _made_dicom()
 
-    root = Path(pydicom.__file__).parent / "data" / "test_files"
-    paths = [*root.glob("*.dcm"), root / "dicomdirtests" / "DICOMDIR"]
-    return [(path.relative_to(root).as_posix(), path.read_bytes()) for path in paths]
+
+def _made_dicom() -> list[Original]:
+    """What pydicom has no samples of: tables, functional groups, padding, float, MONOCHROME1; always the same bytes."""
+    random, item = np.random.default_rng(0), dicoms.item
+    wide = random.integers(0, 4096, (40, 40)).astype(np.uint16)
+    frames, rgb = (
+        random.integers(0, 4096, (3, 40, 40)).astype(np.uint16),
+        random.integers(0, 256, (40, 40, 3), np.uint8),
+    )
+    tables = [dicoms.table(list(range(0, 4096, 16)), first, bits) for first, bits in ((0, 8), (-100, 12))]
+    rescale = item(RescaleSlope=2, RescaleIntercept=-9, RescaleType="US")
+    window = item(WindowCenter=[900, 20], WindowWidth=[1001, 50], VOILUTFunction="SIGMOID")
+    group = item(PixelValueTransformationSequence=[rescale], FrameVOILUTSequence=[window])
+    palette = dicoms.dataset(rgb[..., 0], "PALETTE COLOR")
+    for name in ("Red", "Green", "Blue"):
+        palette.add_new(f"{name}PaletteColorLookupTableDescriptor", "US", [256, 0, 16])
+        palette.add_new(f"{name}PaletteColorLookupTableData", "OW", wide.tobytes()[:512])
+    made = {
+        "voi-lut": dicoms.dataset(wide, "MONOCHROME1", VOILUTSequence=tables, PixelPaddingValue=5),
+        "modality-lut": dicoms.dataset(wide, ModalityLUTSequence=tables[:1], PixelPaddingRangeLimit=99),
+        "groups": dicoms.dataset(frames, PerFrameFunctionalGroupsSequence=[group] * 3),
+        "shared": dicoms.dataset(frames, SharedFunctionalGroupsSequence=[group]),
+        "palette": palette,
+        "signed": dicoms.dataset(wide.astype(np.int16) - 1024, RescaleSlope=1, RescaleIntercept=-1024, WindowWidth=9),
+        "bits": dicoms.dataset(wide >> 8, BitsStored=4),
+        "ybr": dicoms.dataset(rgb, "YBR_FULL"),
+    }
+    for one in made.values():
+        one.SOPInstanceUID = one.PatientID = "1.2.3"
+    found = [(f"made {name}", dicoms.file_of(one)) for name, one in made.items()]
+    syntaxes = {"groups": RLELossless, "voi-lut": JPEG2000Lossless, "signed": JPEGLSLossless, "ybr": RLELossless}
+    return found + [(f"packed {name}", dicoms.compressed(made[name], syntax)) for name, syntax in syntaxes.items()]
 
 
 def _nifti() -> list[Original]:
