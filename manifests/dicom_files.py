@@ -183,7 +183,12 @@ def _check_deflated(stream: _Bounded) -> None:
 
 @lru_cache(maxsize=1)
 def _parsed(data: bytes) -> Dataset:
-    return _parse(io.BytesIO(data), pixels=True)
+    whole, dataset = (_parse(io.BytesIO(data), pixels=pixels) for pixels in (True, False))
+    # What stands behind the pixels, out of order, must not change what ingest was told of those before them.
+    for name in PIXELS:
+        if name in whole:
+            dataset[name] = whole[name]
+    return dataset
 
 
 def _dataset(data: bytes) -> Dataset:

@@ -31,6 +31,7 @@ from tests.unit.manifests.dicoms import (
     dicom,
     encapsulated,
     file_of,
+    grey,
     header,
     item,
     table,
@@ -198,6 +199,13 @@ def test_damaged_rle_is_refused_though_its_decoder_panics():
     overlong = frame[:64] + b"\x81\x00" * (len(frame) // 2)
     error = why_not(encapsulated(dataset(np.zeros((64, 64), np.uint16)), RLELossless, [overlong]))
     assert (error.reason, error.detail) == ("decode.unreadable", "not readable as DICOM (damaged RLE)")
+
+
+def test_elements_behind_the_pixels_do_not_change_those_before():
+    behind = dicom(np.zeros((3, 3), np.uint8), "MONOCHROME1", WindowCenter=1, WindowWidth=9)
+    data = dicom(GREY) + behind[behind.index(b"\x28\x00\x02\x00US") : behind.index(b"\xe0\x7f\x10\x00")]
+    assert (header(data).width, header(data).transforms) == (64, "dicom,depth-8")
+    assert np.array_equal(grey(data), GREY)
 
 
 # Memory, and what an error says.
