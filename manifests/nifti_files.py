@@ -77,8 +77,7 @@ def read_volume(data: bytes, number: int = 0) -> Volume:
     size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
     if offset + size * (number + 1) > MOST_BYTES:
         raise ReadError("decode.too_large", f"a volume of {size} bytes, limit {MOST_BYTES}")
-    # One byte more, so that a file of nothing else is read to its checksum.
-    plain = _inflated(data, offset + size * (number + 1) + 1)
+    plain = _inflated(data, offset + size * (number + 1))
     if len(plain) < offset + size * (number + 1):
         raise ReadError("decode.truncated", "the volume ends too early")
     stored = np.ndarray(shape, kind, plain, offset + size * number, order="F")
