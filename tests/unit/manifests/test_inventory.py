@@ -260,6 +260,22 @@ def test_no_cell_of_the_inventory_is_a_formula():
     assert parse_rows(text.encode()) == rows
 
 
+def test_inventory_of_before_frames_is_still_read():
+    rows = (row("a", label="benign"), row("b", row=1, transforms="gray"))
+    lines = format_rows(rows).decode().splitlines()
+    assert lines[0].endswith(',"frame"')
+    assert all(line.endswith(",0") for line in lines[1:])
+    old = "\n".join(line.rsplit(",", 1)[0] for line in lines) + "\n"
+    assert parse_rows(old.encode()) == rows
+    assert not any(one.is_frame for one in parse_rows(old.encode()))
+
+
+def test_frames_round_trip_through_the_inventory():
+    rows = (row("a", frame=7, image_id="0" * 16), row("a", row=1, frame=120, image_id="1" * 16))
+    assert parse_rows(format_rows(rows)) == rows
+    assert all(one.is_frame for one in rows)
+
+
 @pytest.mark.parametrize("data", [b"", b"row,other\n", b"\xff", None])
 def test_foreign_inventory_is_refused(data):
     whole = format_rows([row("a")])

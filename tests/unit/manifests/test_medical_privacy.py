@@ -17,6 +17,8 @@ from pipeline.commands import do_ingest
 from tests.identifiers import NAME
 from tests.planted import write_dicom
 
+BASIC_TEXT_SR = "1.2.840.10008.5.1.4.1.1.88.11"
+
 
 def told(
     folder: Path, words: Sequence[str | None], capsys: pytest.CaptureFixture[str], *, as_json: bool = False
@@ -66,6 +68,6 @@ def test_only_modalities_of_the_standard_are_told_of_files_without_pixels(
     write_dicom(file, np.zeros((8, 8), np.uint8), 9)
     dataset = pydicom.dcmread(file)
     del dataset.Rows, dataset.PixelData
-    dataset.Modality = modality
+    dataset.Modality, dataset.SOPClassUID = modality, BASIC_TEXT_SR
     dataset.save_as(file)
     assert f"DICOM files without an image, skipped: 1 {kind} without pixels" in told(tmp_path, ["NO"], capsys)
