@@ -21,6 +21,7 @@ Texts of errors name no value of the file, for it may be a name.
 from __future__ import annotations
 
 import io
+import logging
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 PREAMBLE, MAGIC = 128, b"DICM"
 SECURE = bytes.fromhex("06092a864886f70d010703")
 """Object identifier of enveloped data, which a DICOM file in a secure envelope begins with."""
-DEFLATED = b"1.2.840.10008.1.2.1.99"
+DEFLATED = "1.2.840.10008.1.2.1.99"
 MOST_BYTES = 1 << 29
 """A deflated file may grow to this."""
 UNREADABLE = (*DECODE_ERRORS, RuntimeError, MemoryError, AssertionError)
@@ -60,6 +61,11 @@ NOT_IMAGES: Mapping[str, str] = MappingProxyType(
     }
 )
 """SOP classes with or without pixels that show no picture of a patient; others without rows are told by modality."""
+MODALITIES = (
+    *("AU", "CT", "DOC", "DX", "ECG", "EEG", "EMG", "EOG", "EPS", "FID", "HD", "KO", "MG", "MR", "PLAN", "PR", "PT"),
+    *("REG", "RESP", "RTDOSE", "RTPLAN", "RTRECORD", "RTSTRUCT", "SEG", "SMR", "SR", "STAIN", "US", "XA"),
+)
+"""Terms of the standard (PS3.3 C.7.3.1.1.1) that are told of files without pixels; any other word could be a name."""
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _LOCK = Lock()
 
@@ -89,7 +95,7 @@ def _image(data: bytes, asked: Request) -> NDArray[np.uint8]:
         if str(dataset.PhotometricInterpretation) in GREY:
             grey = grey_levels(dataset, pixels, asked)
             return np.repeat(grey[:, :, None], 3, axis=2)
-        return colours(dataset, pixels)
+        return np.ascontiguousarray(colours(dataset, pixels))
 
 
 def _mask(data: bytes, asked: Request) -> NDArray[np.bool_]:
@@ -103,17 +109,38 @@ def _mask(data: bytes, asked: Request) -> NDArray[np.bool_]:
 @contextmanager
 def _told() -> Iterator[None]:
     """Strict settings inside; what pydicom raises becomes a `ReadError` that names no value of the file."""
-    with STRICT:
+    from pydicom.errors import BytesLengthException, InvalidDicomError
+
+    with STRICT, np.errstate(all="ignore"):
         try:
             yield
         except ReadError:
             raise
-        except UNREADABLE as error:
+        except (*UNREADABLE, BytesLengthException, InvalidDicomError) as error:
             if "missing dependencies" in str(error) or "plugins are missing" in str(error):
                 raise ReadError("decode.codec", "install its decoder: pip install 'medfocus[dicom]'") from error
+            if isinstance(error, NotImplementedError) and "'Transfer Syntax UID'" in str(error):
+                raise ReadError("decode.codec", "no decoder for its transfer syntax") from error
             if "less than expected" in str(error):
                 raise ReadError("decode.truncated", "fewer pixels than the header says") from error
             raise ReadError("decode.unreadable", f"not readable as DICOM ({type(error).__name__})") from error
+        except BaseException as error:  # the decoder of RLE is written in Rust, whose panics are no Exception
+            if type(error).__name__ != "PanicException":
+                raise
+            raise ReadError("decode.unreadable", "not readable as DICOM (damaged RLE)") from error
+
+
+class _Bounded:
+    """A stream that is asked for no more than there is: Python reserves as much memory as it is asked to read."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self.seek, self.tell = stream, stream.seek, stream.tell
+        self._size = stream.seek(0, io.SEEK_END)
+        stream.seek(0)
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._size - self.tell())
+        return self._stream.read(left if size < 0 else min(size, left))
 
 
 def _parse(stream: BinaryIO, *, pixels: bool) -> Dataset:
@@ -124,12 +151,11 @@ def _parse(stream: BinaryIO, *, pixels: bool) -> Dataset:
         raise ReadError("decode.empty", "0 bytes")
     if SECURE in head[:64] and not is_dicom(head):
         raise ReadError("decode.encrypted", "a DICOM file in a secure envelope")
-    stream.seek(0)
-    if DEFLATED in head:
-        _check_deflated(stream.read())
-        stream.seek(0)
+    bounded = _Bounded(stream)
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-    dataset = pydicom.dcmread(stream, force=not is_dicom(head), stop_before_pixels=not pixels)
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its warnings quote values of the file
+    _check_deflated(bounded)
+    dataset = pydicom.dcmread(bounded, force=not is_dicom(head), stop_before_pixels=not pixels)
     if not len(dataset):
         raise ReadError("decode.unreadable", "not a DICOM file, whatever its name says, or damaged")
     if not hasattr(dataset, "file_meta") or "TransferSyntaxUID" not in dataset.file_meta:
@@ -149,18 +175,27 @@ def _assume_syntax(dataset: Dataset) -> None:
     dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
 
 
-def _check_deflated(data: bytes) -> None:
-    """Refuse what would grow without bound; the deflated part follows the group of meta information."""
-    length = int.from_bytes(data[140:144], "little") if data[132:136] == b"\x02\x00\x00\x00" else 0
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    inflater.decompress(data[144 + length :], MOST_BYTES)
-    if inflater.unconsumed_tail:
-        raise ReadError("decode.too_large", f"inflates to more than {MOST_BYTES} bytes")
+def _check_deflated(stream: _Bounded) -> None:
+    """Refuse what would grow without bound; the meta information is read as pydicom will read it, whatever it says."""
+    from pydicom.filereader import _read_file_meta_info, read_preamble
+
+    read_preamble(stream, force=True)  # type: ignore[arg-type]
+    if _read_file_meta_info(stream).get("TransferSyntaxUID") == DEFLATED:  # type: ignore[arg-type]
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        inflater.decompress(stream.read(), MOST_BYTES)
+        if inflater.unconsumed_tail:
+            raise ReadError("decode.too_large", f"inflates to more than {MOST_BYTES} bytes")
+    stream.seek(0)
 
 
 @lru_cache(maxsize=1)
 def _parsed(data: bytes) -> Dataset:
-    return _parse(io.BytesIO(data), pixels=True)
+    whole, dataset = (_parse(io.BytesIO(data), pixels=pixels) for pixels in (True, False))
+    # What stands behind the pixels, out of order, must not change what ingest was told of those before them.
+    for name in PIXELS:
+        if name in whole:
+            dataset[name] = whole[name]
+    return dataset
 
 
 def _dataset(data: bytes) -> Dataset:
@@ -170,13 +205,18 @@ def _dataset(data: bytes) -> Dataset:
 
 
 def _skipped(dataset: Dataset) -> str:
+    """What a file is that holds no picture; empty if it holds one."""
+    from pydicom.uid import UID
+
     known = NOT_IMAGES.get(str(dataset.get("SOPClassUID", "")) or _media_class(dataset), "")
     if known or "Rows" in dataset:
         return known
     if "SOPClassUID" not in dataset:
         raise ReadError("decode.unreadable", "not a DICOM file, whatever its name says, or damaged")
+    if UID(str(dataset.SOPClassUID)).name.endswith("Image Storage"):
+        raise ReadError("decode.truncated", "an image by its class, and the file ends before its size")
     modality = str(dataset.get("Modality", ""))
-    return f"{modality if modality.isalpha() and len(modality) <= 16 else 'DICOM'} without pixels"
+    return f"{modality if modality in MODALITIES else 'DICOM'} without pixels"
 
 
 def _media_class(dataset: Dataset) -> str:
@@ -184,8 +224,12 @@ def _media_class(dataset: Dataset) -> str:
 
 
 def _identity(dataset: Dataset) -> Identity:
-    keys = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "BurnedInAnnotation")
-    return Identity(*(str(dataset.get(key, "") or "").strip() for key in keys))
+    keys = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+    said = str(dataset.get("BurnedInAnnotation", "") or "").strip().upper()
+    # Any other word could be a name, and what is counted is shown.
+    burned_in = said if said in ("YES", "NO") else ""
+    patient, study, series, instance = (str(dataset.get(key, "") or "").strip() for key in keys)
+    return Identity(patient, study, series, instance, burned_in)
 
 
 def _size(dataset: Dataset) -> tuple[int, int, int]:

@@ -90,7 +90,22 @@ def _padding(dataset: Dataset, stored: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def grey_levels(dataset: Dataset, stored: NDArray[Any], asked: Request) -> NDArray[np.uint8]:
-    """Levels of one frame, (H, W)."""
+    """Levels of one frame, (H, W).
+
+    Values of 16 bits or fewer are looked up: each that occurs goes through the steps once, not once a pixel.
+    """
+    if stored.dtype.kind not in "iu" or stored.dtype.itemsize > 2:
+        return _stepwise(dataset, stored, asked)
+    low = int(stored.min())
+    places = stored.astype(np.int32) - low
+    occurs = np.flatnonzero(np.bincount(places.ravel()))
+    table = np.zeros(int(occurs[-1]) + 1, dtype=np.uint8)
+    table[occurs] = _stepwise(dataset, occurs + low, asked)
+    return table[places]
+
+
+def _stepwise(dataset: Dataset, stored: NDArray[Any], asked: Request) -> NDArray[np.uint8]:
+    """Levels of stored values of any shape; the range is theirs."""
     padded = _padding(dataset, stored)
     values = _rescaled(dataset, stored, asked.frame)
     if not np.isfinite(values).all():

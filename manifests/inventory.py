@@ -24,7 +24,7 @@ class SourceItem:
     """One image of a source; becomes a row of a drop if its bytes are new."""
 
     image_id: str
-    """As in `ImageRow`; of the path where the file cannot be read at all."""
+    """As in `ImageRow`; where the file cannot be read at all, salted hash of its path, which may name a patient."""
     path: str
     mask_path: str
     mask_sha256: str
@@ -69,7 +69,7 @@ class Scan:
     unnamed: int
     """Images in the source that its CSV does not name."""
     salt_id: str
-    """Which salt made the group ids; empty if there are no groups."""
+    """Which salt made the group ids and those of files that cannot be read; empty if there are neither."""
     skipped: Mapping[str, int]
     """DICOM files that hold no image, by what they hold (`RTSTRUCT`)."""
     burned_in: Mapping[str, int]
@@ -118,11 +118,11 @@ def scan(
     skipped, burned_in, salt = Counter[str](), Counter[str](), ""
     for position, image in enumerate(listing.images, start=1):
         file = _examine(root, image, reading or Reading())
-        if image.group or file.header.identity.patient:
+        if image.group or file.header.identity.patient or not file.sha256:
             salt = salt or read_salt()
         items += _items(file, image, salt, (reading or Reading()).every)
         skipped.update([file.header.skipped] if file.header.skipped else [])
-        burned_in.update([file.header.identity.burned_in.upper()] if file.header.identity.instance else [])
+        burned_in.update([file.header.identity.burned_in] if file.header.identity.instance else [])
         if on_file is not None:
             on_file(position, len(listing.images))
     if not items:
@@ -191,7 +191,7 @@ def _items(file: _File, image: ListedImage, salt: str, every: int) -> list[Sourc
     """An item for every frame that is asked for; none if the file holds no image."""
     if file.header.skipped:
         return []
-    of_file = (file.sha256 or digest_bytes(f"unreadable:{image.path}".encode()))[:16]
+    of_file = file.sha256[:16] or pseudonym(salt, f"unreadable:{image.path}")
     several = file.header.frames > 1
     patient = image.group or file.header.identity.patient
     items = []

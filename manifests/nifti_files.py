@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 GZIP = b"\x1f\x8b"
 LONGEST_HEADER = 540
+CIFTI = range(3000, 3100)
+"""Intent codes of files that hold matrices in NIfTI's clothes."""
 MOST_BYTES = 1 << 29
 """Larger volumes, uncompressed, are refused."""
 MOST_VALUES = 1 << 22
@@ -198,6 +200,8 @@ def _parse(stream: BinaryIO) -> Nifti1Header:
                 raise ReadError("decode.truncated", "the header ends too early")
             header: Nifti1Header = kind(head[:length], check=False)  # type: ignore[no-untyped-call]
             _shape(header)
+            if int(header["intent_code"]) in CIFTI:
+                raise ReadError("decode.mode", "CIFTI: a matrix of the brain's surface, no volume")
             return header
     raise ReadError("decode.unreadable", "not a NIfTI file, whatever its name says, or damaged")
 
@@ -234,7 +238,8 @@ def _told() -> Iterator[None]:
     from nibabel.spatialimages import HeaderDataError
 
     try:
-        yield
+        with np.errstate(all="ignore"):
+            yield
     except ReadError:
         raise
     except (HeaderDataError, ValueError, ArithmeticError, LookupError, TypeError, zlib.error, MemoryError) as error:

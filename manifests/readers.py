@@ -62,6 +62,8 @@ MAX_PIXELS = 89_478_485
 """Pillow's own limit, a quarter of a gigabyte of RGB: 10,000 x 10,000 pixels are refused."""
 BYTES_PER_PIXEL = 8
 """A file may have this many bytes a pixel of the limit: 16-bit RGBA, uncompressed."""
+MOST_FRAMES = 1 << 16
+"""More frames or slices of one file are refused: each becomes a row, and a header can declare billions."""
 SNIFFED_BYTES = 132
 DICOMDIR = "DICOMDIR"
 _KEPT: dict[tuple[int, int, int, int], tuple[bytes, str]] = {}
@@ -198,7 +200,10 @@ def probe(path: Path, reading: Reading | None = None) -> Header:
     with open_regular(path) as stream:
         decoder = decoder_of(path.name, stream.read(SNIFFED_BYTES))
         stream.seek(0)
-        return decoder.header(stream, reading or Reading())
+        header = decoder.header(stream, reading or Reading())
+    if header.frames > MOST_FRAMES:
+        raise ReadError("decode.too_large", f"{header.frames} frames, limit {MOST_FRAMES}")
+    return header
 
 
 def decoder_of(name: str, head: bytes = b"") -> Decoder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
@@ -91,7 +92,10 @@ def _level_shift(new: Sequence[float], earlier: Sequence[float]) -> Shift | None
 
     if min(len(new), len(earlier)) < 2:
         return None
-    test = ks_2samp(new, earlier)
+    with warnings.catch_warnings():
+        # For a few values scipy may fail to find the exact p value, says so, and takes the asymptotic one.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        test = ks_2samp(new, earlier)
     return Shift(
         of="grey levels",
         distance=round(float(test.statistic), 4),

@@ -99,9 +99,9 @@ def _ingest_lines(report: IngestReport) -> Iterable[str]:
     for what, count in sorted(report.skipped.items()):
         yield f"  DICOM files without an image, skipped: {count} {what}"
     if said := report.burned_in.get("YES", 0):
-        yield f"  files that say that text is burned into their pixels: {said}; nothing removes it"
-    if silent := sum(n for word, n in report.burned_in.items() if word not in ("YES", "NO")):
-        yield f"  DICOM files that do not say whether text is burned in: {silent}; look at them"
+        yield f"  DICOM files that say that text is burned into their pixels: {said}; nothing removes it"
+    if silent := report.burned_in.get("", 0):
+        yield f"  DICOM files that do not say whether text is burned into their pixels: {silent}; look at them"
     if report.drop and report.without_patient:
         without = report.without_patient
         yield f"  images without a patient (no group): {without}; each file counts as a patient of its own"

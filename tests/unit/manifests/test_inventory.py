@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,8 +140,12 @@ def test_unreadable_images_are_rows_with_a_reason(source):
 def test_forbidden_file_is_a_row_without_a_digest(source, monkeypatch):
     put(source, "a/1.png", 1)
 
-    def refuse(self: Path, *_: object) -> None:
-        raise PermissionError(13, "no")
+    opened = Path.open
+
+    def refuse(self: Path, *how: Any, **more: Any) -> Any:
+        if self.name == "1.png":
+            raise PermissionError(13, "no")
+        return opened(self, *how, **more)
 
     monkeypatch.setattr(Path, "open", refuse)
     (item,) = scan(source).items
@@ -253,6 +258,22 @@ def test_no_cell_of_the_inventory_is_a_formula():
     assert '"\'=cmd()"' in text
     assert not any(cell.startswith(f'"{c}') for cell in text.replace("\n", ",").split(",") for c in "=+-@\t")
     assert parse_rows(text.encode()) == rows
+
+
+def test_inventory_of_before_frames_is_still_read():
+    rows = (row("a", label="benign"), row("b", row=1, transforms="gray"))
+    lines = format_rows(rows).decode().splitlines()
+    assert lines[0].endswith(',"frame"')
+    assert all(line.endswith(",0") for line in lines[1:])
+    old = "\n".join(line.rsplit(",", 1)[0] for line in lines) + "\n"
+    assert parse_rows(old.encode()) == rows
+    assert not any(one.is_frame for one in parse_rows(old.encode()))
+
+
+def test_frames_round_trip_through_the_inventory():
+    rows = (row("a", frame=7, image_id="0" * 16), row("a", row=1, frame=120, image_id="1" * 16))
+    assert parse_rows(format_rows(rows)) == rows
+    assert all(one.is_frame for one in rows)
 
 
 @pytest.mark.parametrize("data", [b"", b"row,other\n", b"\xff", None])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from manifests.errors import InventoryError
+from manifests.fingerprint import digest_bytes
 from manifests.inventory import Scan, scan
 from manifests.pseudonyms import read_salt
 from tests.unit.manifests.pictures import put
@@ -76,3 +77,14 @@ def test_unusable_salt_is_refused(salt, content):
     put(salt.parent, "salt", content)
     with pytest.raises(InventoryError, match="salt"):
         read_salt()
+
+
+def test_id_of_a_file_that_cannot_be_read_is_a_salted_hash_of_its_path(source, salt, monkeypatch):
+    (source / "a").mkdir()
+    (source / "a" / "DOE^JANE.png").symlink_to("nowhere.png")
+    put(source, "a/1.png", 1)
+    first, again = (next(item for item in scan(source).items if not item.sha256) for _ in range(2))
+    assert first.image_id == again.image_id == first.group_id
+    assert first.image_id not in digest_bytes(b"unreadable:a/DOE^JANE.png")
+    monkeypatch.setenv("MEDFOCUS_SALT_FILE", str(salt.with_name("other")))
+    assert next(item for item in scan(source).items if not item.sha256).image_id != first.image_id
