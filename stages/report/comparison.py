@@ -43,11 +43,16 @@ def compare(answers: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
     from statsmodels.stats.multitest import multipletests
 
     rows = []
-    for training, cells in answers.groupby("training"):
+    numbered = _numbered(answers)
+    resampled: dict[bytes, NDArray[np.float64]] = {}
+    for training, cells in numbered.groupby("training"):
         baseline = cells[cells["method"] == reference]
         if baseline.empty:
             continue
-        weights, images = _resamples(baseline)
+        images, groups = _drawn_from(baseline)
+        if groups.tobytes() not in resampled:  # amounts nearly always share their test images
+            resampled = {groups.tobytes(): _resamples(groups)}
+        weights = resampled[groups.tobytes()]
         theirs = _by_image(baseline, images)
         for (mask, method), own in cells[cells["method"] != reference].groupby(["mask", "method"]):
             ours = _by_image(own, images)
@@ -80,7 +85,7 @@ def near_best(answers: pd.DataFrame, summary: pd.DataFrame) -> dict[tuple[str, s
     from statsmodels.stats.multitest import multipletests
 
     marks: dict[tuple[str, str, str], str] = {}
-    for training, cells in answers.groupby("training"):
+    for training, cells in _numbered(answers).groupby("training"):
         rows = summary[summary["training"] == training]
         means = dict(zip(zip(rows["mask"], rows["method"], strict=True), rows["accuracy_mean"], strict=True))
         best = max(means, key=lambda pair: (means[pair], pair))
@@ -140,13 +145,23 @@ def _by_image(cells: pd.DataFrame, images: pd.Index) -> dict[int, NDArray[np.flo
     return found
 
 
-def _resamples(baseline: pd.DataFrame) -> tuple[NDArray[np.float64], pd.Index]:
-    """How often each image is drawn in each resample of groups, (RESAMPLES, n), and the images."""
+def _numbered(answers: pd.DataFrame) -> pd.DataFrame:
+    """Answers with numbers for the names of images, which are looked up many times."""
+    return answers.assign(image=pd.factorize(answers["image"])[0])
+
+
+def _drawn_from(baseline: pd.DataFrame) -> tuple[pd.Index, NDArray[np.int64]]:
+    """The images, and the number of each one's group, from 0."""
     first = baseline[baseline["seed"] == baseline["seed"].min()]
-    codes, groups = pd.factorize(first["group"])
+    return pd.Index(first["image"]), pd.factorize(first["group"])[0].astype(np.int64)
+
+
+def _resamples(groups: NDArray[np.int64]) -> NDArray[np.float64]:
+    """How often each image is drawn in each resample of groups, (RESAMPLES, n)."""
+    n_groups = int(groups.max()) + 1
     random = np.random.default_rng(0)
-    drawn = random.multinomial(len(groups), np.full(len(groups), 1 / len(groups)), size=RESAMPLES)
-    return drawn[:, codes].astype(np.float64), pd.Index(first["image"])
+    drawn = random.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=RESAMPLES)
+    return drawn[:, groups].astype(np.float64)
 
 
 def _weighted(weights: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
