@@ -132,7 +132,8 @@ def map_plot(points: MapPoints, places: Mapping[str, NDArray[np.float64]], class
         panels[0].scatter([], [], c=COLOURS[turn % len(COLOURS)], label=(name or "(no label)").replace("$", r"\$"))
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     text = (
-        "Each point is an image, neighbours look alike to the encoder (t-SNE). Filled: test, hollow: training. "
+        "Each point is an image, neighbours look alike to the encoder (t-SNE). Filled squares: test; hollow circles: "
+        "training. "
         "Classes that lie apart are easy to tell; distances between groups mean nothing."
     )
     return Plot("embedding_map", "How the encoder sees the images", text, figure, pd.concat(frames, ignore_index=True))

@@ -42,8 +42,8 @@ class Map:
         """Project every view, and look at each image's neighbours in the first of them."""
         places = {view: project(vectors) for view, vectors in points.vectors.items()}
         found = neighbourhood(points, next(iter(points.vectors)))
-        far = outliers(found).round({"distance": 3})
-        doubts = doubted(found).round({"share": 2})
+        far = outliers(found).assign(distance=lambda rows: rows["distance"].map("{:.3f}".format))
+        doubts = doubted(found).assign(share=lambda rows: rows["share"].map("{:.2f}".format))
         sheet, side = atlas(points)
         return cls(
             plot=map_plot(points, places, classes),

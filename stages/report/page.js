@@ -1,5 +1,6 @@
 "use strict";
-// Everything works without this script too; it sorts tables, and enlarges pictures.
+// All is there without this script too; it sorts tables, enlarges pictures, and shows what a point of the map is.
+document.documentElement.classList.add("live");
 
 function sortTable(table, column, heading) {
   const body = table.tBodies[0];
@@ -7,14 +8,14 @@ function sortTable(table, column, heading) {
   for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
   heading.setAttribute("aria-sort", ascending ? "ascending" : "descending");
   const key = (row) => {
-    const text = row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
-    const number = Number.parseFloat(text);
-    return Number.isNaN(number) ? text : number;
+    const { value } = row.cells[column].dataset; // numbers have one, names do not
+    const number = Number.parseFloat(value);
+    return Number.isNaN(number) ? (value ?? row.cells[column].textContent.trim()) : number;
   };
   const compare = (a, b) => {
     const [x, y] = [key(a), key(b)];
-    if (typeof x !== typeof y) return typeof x === "number" ? -1 : 1; // what has no value stays last
-    const order = typeof x === "number" ? x - y : x.localeCompare(y);
+    if (typeof x !== typeof y) return typeof x === "number" ? -1 : 1; // what has no number stays last
+    const order = typeof x === "number" ? x - y : x.localeCompare(y, "en", { numeric: true });
     return ascending ? order : -order;
   };
   body.append(...[...body.rows].sort(compare));
@@ -67,31 +68,41 @@ viewer?.addEventListener("click", (event) => {
 });
 
 const SVG = "http://www.w3.org/2000/svg";
+const SHAPES = {
+  train: "M-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0-7 0z",
+  val: "M0-4.2 4 3.2h-8z",
+  test: "M-3.3-3.3h6.6v6.6h-6.6z",
+  none: "M-3-3 3 3M3-3-3 3",
+};
+const TOLD = { train: "training", val: "validation", test: "test", none: "in no split" };
+const REACH = 14; // of the pointer, in units of the view box
+const ATLAS_COLUMNS = 40;
+
+function element(name, attributes) {
+  const made = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  return made;
+}
+
+function shape(split, colour) {
+  const filled = split === "test";
+  const fill = { fill: colour, "fill-opacity": filled ? "0.85" : "0" };
+  return element("path", { d: SHAPES[split] ?? SHAPES.none, stroke: colour, ...fill });
+}
 
 function drawMap(points, name, places, tip) {
   const figure = document.createElement("figure");
   const caption = document.createElement("figcaption");
   caption.textContent = name;
-  const svg = document.createElementNS(SVG, "svg");
-  svg.setAttribute("viewBox", "0 0 500 500");
-  svg.setAttribute("tabindex", "0");
-  svg.setAttribute("role", "application");
-  svg.setAttribute("aria-label", `Map of the images, ${name}; arrow keys visit them`);
-  const marks = places.map(([x, y], index) => {
-    const colour = points.colours[points.labels[index]];
-    const test = points.splits[index] === "test";
-    const mark = document.createElementNS(SVG, test ? "rect" : "circle");
-    const [cx, cy] = [12 + 476 * x, 488 - 476 * y];
-    const place = test ? { x: cx - 3.5, y: cy - 3.5, width: 7, height: 7 } : { cx, cy, r: 3.5 };
-    for (const [key, value] of Object.entries(place)) mark.setAttribute(key, value);
-    mark.setAttribute("fill", test ? colour : "#fff");
-    mark.setAttribute("fill-opacity", test ? "0.85" : "0.4");
-    mark.setAttribute("stroke", colour);
-    mark.addEventListener("pointerenter", () => visit(index));
-    mark.addEventListener("pointerleave", () => leave());
-    svg.append(mark);
+  const label = `Map of the images, ${name}; arrow keys visit them`;
+  const svg = element("svg", { viewBox: "0 0 500 500", tabindex: "0", role: "application", "aria-label": label });
+  const spots = places.map(([x, y]) => [12 + 476 * x, 488 - 476 * y]);
+  const marks = spots.map(([x, y], index) => {
+    const mark = shape(points.splits[index], points.colours[points.labels[index]]);
+    mark.setAttribute("transform", `translate(${x.toFixed(1)} ${y.toFixed(1)})`);
     return mark;
   });
+  svg.append(...marks);
   let at = -1;
   const leave = () => {
     marks[at]?.classList.remove("at");
@@ -101,24 +112,52 @@ function drawMap(points, name, places, tip) {
     leave();
     at = index;
     marks[at].classList.add("at");
-    const box = marks[at].getBoundingClientRect();
-    const side = points.side;
-    const atlas = document.getElementById("atlas");
-    const [column, row] = [index % 40, Math.floor(index / 40)];
-    tip.querySelector("canvas").getContext("2d").drawImage(atlas, column * side, row * side, side, side, 0, 0, 128, 128);
-    tip.querySelector("span").textContent = `${points.images[index]}\n${points.names[points.labels[index]]}\n${points.splits[index]}`;
-    tip.hidden = false;
-    tip.style.left = `${Math.max(0, Math.min(box.right + 8, window.innerWidth - tip.offsetWidth - 8))}px`;
-    tip.style.top = `${Math.max(0, Math.min(box.top, window.innerHeight - tip.offsetHeight - 8))}px`;
+    tell(points, at, tip, marks[at].getBoundingClientRect());
   };
-  svg.addEventListener("keydown", (event) => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (step) visit((at + step + marks.length) % marks.length);
-    if (event.key === "Escape") leave();
-  });
+  const follow = (event) => {
+    const box = svg.getBoundingClientRect();
+    const [x, y] = [((event.clientX - box.left) / box.width) * 500, ((event.clientY - box.top) / box.height) * 500];
+    const far = spots.map(([px, py]) => Math.hypot(px - x, py - y));
+    const nearest = far.reduce((best, distance, index) => (distance < far[best] ? index : best), 0);
+    if (far[nearest] > REACH) leave();
+    else if (nearest !== at || tip.hidden) visit(nearest);
+  };
+  svg.addEventListener("pointermove", follow);
+  svg.addEventListener("pointerdown", follow);
+  svg.addEventListener("pointerleave", leave);
   svg.addEventListener("blur", leave);
+  svg.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    if (event.key === "Escape") leave();
+    if (!step) return;
+    event.preventDefault(); // the page would scroll
+    visit(at < 0 && step < 0 ? marks.length - 1 : (at + step + marks.length) % marks.length);
+  });
   figure.append(caption, svg);
   return figure;
+}
+
+function tell(points, index, tip, box) {
+  const atlas = document.getElementById("atlas");
+  const { side } = points;
+  const [left, top] = [(index % ATLAS_COLUMNS) * side, Math.floor(index / ATLAS_COLUMNS) * side];
+  const canvas = tip.querySelector("canvas");
+  canvas.getContext("2d").drawImage(atlas, left, top, side, side, 0, 0, canvas.width, canvas.height);
+  const split = TOLD[points.splits[index]] ?? points.splits[index];
+  tip.querySelector("span").textContent = `${points.images[index]}\n${points.names[points.labels[index]]}\n${split}`;
+  tip.hidden = false;
+  tip.style.left = `${Math.max(0, Math.min(box.right + 8, window.innerWidth - tip.offsetWidth - 8))}px`;
+  tip.style.top = `${Math.max(0, Math.min(box.top, window.innerHeight - tip.offsetHeight - 8))}px`;
+}
+
+function legendEntry(split, colour, text) {
+  const entry = document.createElement("span");
+  const swatch = element("svg", { viewBox: "-6 -6 12 12", "aria-hidden": "true" });
+  const name = document.createElement("bdi");
+  swatch.append(shape(split, colour));
+  name.textContent = text;
+  entry.append(swatch, name);
+  return entry;
 }
 
 const stored = document.getElementById("points");
@@ -127,15 +166,11 @@ if (stored) {
   const interactive = document.getElementById("interactive");
   const tip = interactive.querySelector(".tip");
   const maps = Object.entries(points.views).map(([name, places]) => drawMap(points, name, places, tip));
+  const splits = Object.keys(TOLD).filter((split) => points.splits.includes(split));
   interactive.querySelector(".maps").append(...maps);
   interactive.querySelector(".legend").append(
-    ...points.names.map((name, index) => {
-      const entry = document.createElement("span");
-      entry.textContent = `● ${name}`;
-      entry.style.color = points.colours[index];
-      return entry;
-    }),
+    ...points.names.map((name, index) => legendEntry("test", points.colours[index], name)),
+    ...splits.map((split) => legendEntry(split, "currentcolor", TOLD[split])),
   );
   interactive.hidden = false;
-  document.getElementById("printed-map").style.display = "none";
 }

@@ -29,7 +29,7 @@ from stages.report.plots import Plot
 from stages.report.published import published_table
 
 PAGE, TWIN = "index.html", "report.md"
-DROP_COLUMNS = ("id", "n_items", "created")
+DROP_COLUMNS = {"id": "drop", "created": "created", "n_items": "images"}
 KINDS = ("png", "svg")
 
 
@@ -166,7 +166,7 @@ def render(data: ReportData, findings: Findings, drawn: Mapping[str, bytes]) -> 
         methods=[(m, tables.description(m)) for m in dict.fromkeys(summary["method"])],
         masks=tables.mask_table(data.ledger),
         failures=tables.plain(data.failures, FAILURE_COLUMNS, names=3) if len(data.failures) else None,
-        drops=tables.plain(pd.DataFrame(data.drops, columns=DROP_COLUMNS), DROP_COLUMNS, names=1),
+        drops=_drops(data.drops),
         cards=[_card(card) for card in data.cards],
         gallery=_gallery(data.gallery, data.classes),
         unreadable=", ".join(f"{reason} {count}" for reason, count in data.unreadable.items()),
@@ -198,6 +198,11 @@ def _without_flagged(answers: pd.DataFrame) -> list[tables.Table]:
     if not 0 < len(clean) < len(answers):
         return []
     return [comparison_table(part) for part in tables.by_kind(compare(clean))]
+
+
+def _drops(drops: Sequence[Mapping[str, Any]]) -> tables.Table:
+    frame = pd.DataFrame(drops, columns=list(DROP_COLUMNS)).rename(columns=DROP_COLUMNS)
+    return tables.plain(frame, list(DROP_COLUMNS.values()), names=2)
 
 
 def _card(card: Mapping[str, Any]) -> dict[str, Any]:

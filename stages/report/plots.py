@@ -56,7 +56,7 @@ def confusion_plot(probabilities: pd.DataFrame, pairs: Sequence[tuple[str, str]]
     axes[0].set_ylabel("true class", fontsize=8)
     numbers = pd.DataFrame(found, columns=["mask", "method", "true", "predicted", "n"])
     text = "Each row is a true class and adds up to 100 %; below it the number of answers, pooled over seeds."
-    return Plot("confusion", "What is taken for what", text, figure, numbers)
+    return Plot("confusion", "What is taken for what?", text, figure, numbers)
 
 
 def reliability_plot(probabilities: pd.DataFrame, pairs: Sequence[tuple[str, str]], classes: Sequence[str]) -> Plot:
@@ -74,7 +74,7 @@ def reliability_plot(probabilities: pd.DataFrame, pairs: Sequence[tuple[str, str
         frames.append(bins.assign(mask=mask, method=method))
     axes[0].set_ylabel("accuracy", fontsize=8)
     text = "On the dotted line a probability can be taken at its word; below it the method is too sure of itself."
-    return Plot("reliability", "Can its probabilities be believed", text, figure, pd.concat(frames, ignore_index=True))
+    return Plot("reliability", "Can its probabilities be believed?", text, figure, pd.concat(frames, ignore_index=True))
 
 
 def roc_plot(probabilities: pd.DataFrame, pairs: Sequence[tuple[str, str]], classes: Sequence[str]) -> Plot:
@@ -100,7 +100,7 @@ def roc_plot(probabilities: pd.DataFrame, pairs: Sequence[tuple[str, str]], clas
     numbers = pd.concat(frames, ignore_index=True)
     numbers["class"] = numbers.pop("class_index").map(lambda index: classes[int(index)])
     text = "Each class against all others, the mean over seeds; in the legend the area under the curve."
-    return Plot("roc", "How well each class is told from the others", text, figure, numbers)
+    return Plot("roc", "How well is each class told from the others?", text, figure, numbers)
 
 
 def controls_plot(compared: pd.DataFrame) -> Plot | None:
@@ -111,6 +111,7 @@ def controls_plot(compared: pd.DataFrame) -> Plot | None:
     amounts = list(dict.fromkeys(rows["training"]))
     names = list(dict.fromkeys(zip(rows["method"], rows["mask"], rows["control"], strict=True)))
     figure, axes = _panels(len(amounts), width=2.2, height=1.2 + 0.28 * len(names))
+    reach = 105 * float(rows[["low", "high"]].abs().to_numpy().max()) or 1.0
     for panel, training in zip(axes, amounts, strict=True):
         panel.axvline(0, color="black", linewidth=1)
         for row in rows[rows["training"] == training].to_dict("records"):
@@ -122,6 +123,8 @@ def controls_plot(compared: pd.DataFrame) -> Plot | None:
             panel.plot(100 * row["difference"], y, marker, color=colour, markerfacecolor=filled, markersize=5.5)
         panel.set_yticks(range(len(names)), [])
         panel.set_ylim(-0.7, len(names) - 0.3)
+        panel.set_xlim(-reach, reach)
+        panel.tick_params(axis="x", labelsize=8)
         panel.set_title(training, fontsize=9)
         panel.grid(visible=True, axis="x", alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
@@ -132,7 +135,7 @@ def controls_plot(compared: pd.DataFrame) -> Plot | None:
         "Round and blue: the image seen through the mask; square and red: controls, which see a wrong mask, or the "
         "outline alone. Masks help where blue lies right of zero and of the controls. Filled: Holm-corrected p < 0.05."
     )
-    return Plot("controls", "Do the masks help", text, figure, rows)
+    return Plot("controls", "Do the masks help?", text, figure, rows)
 
 
 def _panels(n: int, width: float, height: float) -> tuple[Figure, list[Axes]]:

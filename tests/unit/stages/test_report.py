@@ -287,14 +287,15 @@ def test_page_needs_neither_network_nor_other_files() -> None:
     pictures = [address for address in addresses if address.startswith("data:image/")]
     assert len(pictures) == 1 + 4 + 3, "curve, four more figures, three panels"
     assert all(f'id="{address[1:]}"' in html for address in addresses if address not in pictures)
-    assert not re.search(r"https?://|url\(|@import|<link|<script ", html)
+    without_namespace = html.replace('const SVG = "http://www.w3.org/2000/svg";', "")
+    assert not re.search(r"https?://|url\(|@import|<link|<script ", without_namespace)
     assert "default-src 'none'" in html
 
 
 def test_pictures_stand_under_their_class_with_status_and_prediction() -> None:
     html = page(gallery=[item("b", predicted="b", status="ok"), item("a")])
-    a, b = html.index("<h3>a</h3>"), html.index("<h3>b</h3>")
-    assert a < html.index("✗ predicted b") < b < html.index("✓ predicted b")
+    a, b = html.index("<h3><bdi>a</bdi></h3>"), html.index("<h3><bdi>b</bdi></h3>")
+    assert a < html.index("✗ predicted <bdi>b</bdi>") < b < html.index("✓ predicted <bdi>b</bdi>")
     assert html.count('<span class="badge">fallback</span>') == 1
 
 
