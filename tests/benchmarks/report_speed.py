@@ -1,8 +1,8 @@
 """Time of writing the report of a large study: tables, tests, figures, the map, page and twin.
 
-`python -m tests.benchmarks.report_speed [--json]`. Synthetic answers of twelve methods, five fractions and five seeds on
-1,311 test images of four classes, as in the brain MRI set, with a map of 1,500 points in two views; reading the store
-does not count.
+`python -m tests.benchmarks.report_speed [--json]`. Synthetic answers of twelve methods, five fractions and five seeds
+on 1,311 test images of four classes, as in the brain MRI set, with a map of 1,500 points in two views; reading the
+store does not count.
 """
 
 from __future__ import annotations
@@ -120,7 +120,9 @@ def main() -> None:
         page = write_report(data, Path(folder))
         seconds = time.perf_counter() - began
         size = page.stat().st_size
-    print(f"{len(data.scores)} fits, {len(data.answers):,} answers, {N_POINTS} points: {seconds:.1f} s (goal {GOAL_S} s)")
+    print(
+        f"{len(data.scores)} fits, {len(data.answers):,} answers, {N_POINTS} points: {seconds:.1f} s (goal {GOAL_S} s)"
+    )
     print(f"page of {size / 1e6:.1f} MB")
     if options.json:
         print(json.dumps({"seconds": round(seconds, 2), "page_bytes": size}))
