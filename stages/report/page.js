@@ -45,7 +45,7 @@ function show(index) {
       return panel;
     }),
   );
-  viewer.querySelector(".told").textContent = figure.querySelector("figcaption").innerText;
+  viewer.querySelector(".told").textContent = `class ${figure.dataset.label}\n${figure.querySelector("figcaption").innerText}`;
   viewer.querySelector(".position").textContent = `${shown + 1} of ${pictures.length}`;
 }
 
