@@ -19,6 +19,8 @@ from stages.report.figures import COLOURS, data_uri
 from stages.report.plots import Plot
 
 PERPLEXITY: Final = 30
+STEPS: Final = 500
+"""Of the projection: half as many as usual, in half the time, keep neighbours as well (trustworthiness 0.934, 0.937)."""
 COMPONENTS: Final = 50
 """Principal components that the projection starts from."""
 NEIGHBOURS: Final = 10
@@ -59,12 +61,16 @@ def project(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     scaled = unit_rows(vectors)
     n, width = scaled.shape
     reduced = PCA(min(COMPONENTS, n, width), random_state=0).fit_transform(scaled)
     perplexity = min(PERPLEXITY, max(1.0, (n - 1) / 3))
-    placed: NDArray[np.float64] = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(reduced)
+    projection = TSNE(perplexity=perplexity, init="pca", max_iter=STEPS, random_state=0)
+    # Threads that meet after each of its short steps are slower than one wherever cores are shared.
+    with threadpool_limits(1):
+        placed: NDArray[np.float64] = projection.fit_transform(reduced)
     return placed
 
 
