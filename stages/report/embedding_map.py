@@ -20,7 +20,7 @@ from stages.report.plots import Plot
 
 PERPLEXITY: Final = 30
 STEPS: Final = 500
-"""Of the projection: half as many as usual, in half the time; trustworthiness of 10 neighbours 0.934 instead of 0.937."""
+"""Of the projection: half as many as usual, in half the time; trustworthiness of 10 neighbours 0.934, not 0.937."""
 COMPONENTS: Final = 50
 """Principal components that the projection starts from."""
 NEIGHBOURS: Final = 10
