@@ -70,6 +70,18 @@ PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _LOCK = Lock()
 
 
+def parse_header(data: bytes) -> Dataset:
+    """All of a file but its pixels, for what must know more of it than a picture; nothing of it gets into a log.
+
+    Raises
+    ------
+    ReadError
+        With a code of `manifests.readers.REASONS`.
+    """
+    with _told():
+        return _parse(io.BytesIO(data), pixels=False)
+
+
 def is_dicom(head: bytes) -> bool:
     """Whether a file's first 132 bytes are those of DICOM."""
     return head[PREAMBLE : PREAMBLE + len(MAGIC)] == MAGIC
@@ -84,8 +96,11 @@ def _header(stream: BinaryIO, reading: Reading) -> Header:
         width, height, frames = _size(dataset)
         photometric = str(dataset.PhotometricInterpretation)
         mode = f"{photometric} {int(dataset.BitsStored)}"
-        codes = ("dicom", *value_codes(dataset, reading))
-        return Header(width, height, mode, ",".join(codes), frames, identity=_identity(dataset))
+        # Only functional groups can make frames differ.
+        differing = range(frames if "PerFrameFunctionalGroupsSequence" in dataset else 1)
+        codes = tuple(",".join(("dicom", *value_codes(dataset, reading, frame))) for frame in differing)
+        of_frames = codes if len(set(codes)) > 1 else ()
+        return Header(width, height, mode, codes[0], frames, identity=_identity(dataset), of_frames=of_frames)
 
 
 def _image(data: bytes, asked: Request) -> NDArray[np.uint8]:
@@ -254,7 +269,7 @@ def _pixels(dataset: Dataset, asked: Request) -> NDArray[Any]:
         raise ReadError("decode.frames", f"frame {asked.frame} of {frames}")
     if not any(name in dataset for name in PIXELS):
         raise ReadError("decode.truncated", "the file ends before its pixels")
-    value_codes(dataset, asked.reading)
+    value_codes(dataset, asked.reading, asked.frame)
     check_codestream(dataset, asked.frame, (width, height))
     pixels: NDArray[Any] = pixel_array(dataset, index=asked.frame)
     if pixels.shape[:2] != (height, width) or pixels.size == 0:

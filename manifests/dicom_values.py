@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
+LEAST_WIDTHS = {"LINEAR": 1.0, "LINEAR_EXACT": 1e-12, "SIGMOID": 1e-12}
+"""Smallest width of a window by its function (PS3.3 C.11.2.1)."""
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
 
 
@@ -53,9 +55,18 @@ def _modality(dataset: Dataset, frame: int) -> str:
     if dataset.get("ModalityLUTSequence"):
         return "modality-lut"
     holder = _group(dataset, frame, "PixelValueTransformationSequence")
-    slope, intercept = holder.get("RescaleSlope"), holder.get("RescaleIntercept")
-    plain = slope is None or intercept is None or (float(slope), float(intercept)) == (1.0, 0.0)
-    return "" if plain else "rescale"
+    return "" if _rescale(holder) == (1.0, 0.0) else "rescale"
+
+
+def _rescale(holder: Dataset) -> tuple[float, float]:
+    """Slope and intercept; what the file does not say is 1 and 0."""
+    found = [holder.get(name) for name in ("RescaleSlope", "RescaleIntercept")]
+    slope, intercept = (
+        default if value is None else float(value) for value, default in zip(found, (1, 0), strict=True)
+    )
+    if slope == 0 or not np.isfinite([slope, intercept]).all():
+        raise ReadError("decode.unreadable", "a rescale slope of 0, or one that is no number")
+    return slope, intercept
 
 
 def _window(dataset: Dataset, frame: int, reading: Reading) -> str:
@@ -66,12 +77,20 @@ def _window(dataset: Dataset, frame: int, reading: Reading) -> str:
         return "range"
     if dataset.get("VOILUTSequence"):
         return "voi-lut"
-    holder = _group(dataset, frame, "FrameVOILUTSequence")
-    if holder.get("WindowCenter") is not None and holder.get("WindowWidth") is not None:
+    if _has_window(_group(dataset, frame, "FrameVOILUTSequence")):
         return "voi-window"
     bits = int(dataset.BitsStored)
     plain = bits <= 8 and not _modality(dataset, frame) and not int(dataset.get("PixelRepresentation", 0))
     return f"depth-{bits}" if plain else "range"
+
+
+def _has_window(holder: Dataset) -> bool:
+    """Whether there is a window that means something; what the standard forbids counts as none."""
+    if holder.get("WindowCenter") is None or holder.get("WindowWidth") is None:
+        return False
+    least = LEAST_WIDTHS.get(str(holder.get("VOILUTFunction") or "LINEAR"))
+    centre, width = _first(holder.WindowCenter), _first(holder.WindowWidth)
+    return least is not None and bool(np.isfinite([centre, width]).all()) and width >= least
 
 
 def _has_padding(dataset: Dataset) -> bool:
@@ -125,14 +144,12 @@ def _stepwise(dataset: Dataset, stored: NDArray[Any], asked: Request) -> NDArray
 
 def _rescaled(dataset: Dataset, stored: NDArray[Any], frame: int) -> NDArray[Any]:
     """Values after modality LUT or rescale, (H, W)."""
-    from pydicom.pixels.processing import apply_rescale
-
     code = _modality(dataset, frame)
     if code == "modality-lut":
         return _looked_up(dataset, dataset.ModalityLUTSequence[0], stored)[0]
     if code == "rescale":
-        rescaled: NDArray[Any] = apply_rescale(stored, _group(dataset, frame, "PixelValueTransformationSequence"))
-        return rescaled
+        slope, intercept = _rescale(_group(dataset, frame, "PixelValueTransformationSequence"))
+        return stored.astype(np.float64) * slope + intercept
     return stored.astype(np.float64)
 
 
@@ -185,6 +202,8 @@ def _looked_up(dataset: Dataset, item: Dataset, values: NDArray[Any]) -> tuple[N
     table = table[: entries or 1 << 16]
     if not len(table) or not 1 <= bits <= 16:
         raise ReadError("decode.unreadable", "a look-up table without entries")
+    if first >= 1 << 15 and values.min() < 0:
+        first -= 1 << 16  # the first value is signed where values are, and was read as unsigned
     positions = np.clip(values.astype(np.int64) - first, 0, len(table) - 1)
     return table[positions].astype(np.float64), bits
 

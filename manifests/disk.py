@@ -34,7 +34,7 @@ def checkpoint(_name: str) -> None:
 
 def place(path: Path) -> str:
     """Last three parts of a path: enough to find it, and no absolute path in messages that end up in logs."""
-    return "/".join(path.parts[-3:])
+    return "/".join([part for part in path.parts if part != path.anchor][-3:])
 
 
 @contextmanager

@@ -35,7 +35,7 @@ def files_of(root: Path, lines: Mapping[int, Cells]) -> Iterator[tuple[int, str]
     Raises
     ------
     InventoryError
-        If a line has no UID or names nothing, or two lines name one file.
+        If a line has no UID, two lines name one file, or no line names any.
     """
     wanted = {line: _uids(cells, line) for line, cells in lines.items()}
     by_uids: dict[tuple[str, ...], list[int]] = {}
@@ -53,10 +53,9 @@ def files_of(root: Path, lines: Mapping[int, Cells]) -> Iterator[tuple[int, str]
             )
         left.difference_update(found)
         yield from ((line, path) for line in found)
-    if left:
-        first = min(left)
+    if len(left) == len(wanted):
         raise InventoryError(
-            f"CSV line {first} (and {len(left) - 1} more) names no DICOM file of the source.",
+            f"No line of the CSV names a DICOM file of the source; line {min(left)} is the first.",
             "Check its UIDs and the folder.",
         )
 

@@ -80,8 +80,12 @@ class IngestReport:
     """Images in the source that the CSV does not name."""
     skipped: Mapping[str, int]
     """DICOM files that hold no image, by what they hold (`RTSTRUCT`)."""
+    absent: int
+    """Lines of the CSV whose UIDs name nothing in the source."""
+    shared_patient: tuple[int, int]
+    """DICOM files and studies of the PatientID that most files carry."""
     burned_in: Mapping[str, int]
-    """DICOM files by what they say of burned-in annotations: `YES`, `NO`, or empty."""
+    """DICOM files with pictures by what they say of burned-in annotations: `YES`, `NO`, or empty."""
     without_patient: int
     """Rows of the new drop that name no patient or study: they cannot be kept together with others."""
     leaks: tuple[str, ...]
@@ -227,6 +231,8 @@ def _report(
         unnamed=found.unnamed,
         skipped=found.skipped,
         burned_in=found.burned_in,
+        absent=found.absent,
+        shared_patient=found.shared_patient,
         without_patient=sum(row.group_id == (row.sha256[:16] or row.image_id) for row in rows),
         leaks=audit.leaks if audit else (),
         leaking=_leaking(audit, [*old, *rows]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from manifests.errors import InventoryError, ReadError
@@ -48,6 +48,11 @@ class SourceItem:
         return content_key(self)
 
     @property
+    def transforms(self) -> str:
+        """What reading does to this very frame."""
+        return self.header.of_frames[self.frame] if self.header.of_frames else self.header.transforms
+
+    @property
     def place(self) -> str:
         """Its path; of one frame of many `path#frame`, as `explain` takes it."""
         of_many = self.sha256 and self.image_id != self.sha256[:16]
@@ -73,7 +78,11 @@ class Scan:
     skipped: Mapping[str, int]
     """DICOM files that hold no image, by what they hold (`RTSTRUCT`)."""
     burned_in: Mapping[str, int]
-    """DICOM files by what they say of burned-in annotations: `YES`, `NO`, or empty."""
+    """DICOM files with pictures by what they say of burned-in annotations: `YES`, `NO`, or empty."""
+    absent: int = 0
+    """Lines of the CSV whose UIDs name nothing in the source."""
+    shared_patient: tuple[int, int] = (0, 0)
+    """DICOM files and studies of the PatientID that most files carry."""
 
 
 def scan(
@@ -115,20 +124,49 @@ def scan(
     root = source.resolve()
     listing = list_folders(root) if labels is None else list_csv(root, labels, columns)
     items: list[SourceItem] = []
-    skipped, burned_in, salt = Counter[str](), Counter[str](), ""
+    told, salt = _Told(), ""
     for position, image in enumerate(listing.images, start=1):
         file = _examine(root, image, reading or Reading())
-        if image.group or file.header.identity.patient or not file.sha256:
+        if image.group or file.header.identity.group or not file.sha256:
             salt = salt or read_salt()
         items += _items(file, image, salt, (reading or Reading()).every)
-        skipped.update([file.header.skipped] if file.header.skipped else [])
-        burned_in.update([file.header.identity.burned_in] if file.header.identity.instance else [])
+        told.add(file.header)
         if on_file is not None:
             on_file(position, len(listing.images))
     if not items:
-        raise InventoryError(f"No image in {root.name!a}, only {_words(skipped)}.", "Check the path.")
-    salt_id = salt_identity(salt) if salt else ""
-    return Scan(tuple(items), listing.ignored, listing.unnamed, salt_id, skipped, burned_in)
+        raise InventoryError(f"No image in {root.name!a}, only {_words(told.skipped)}.", "Check the path.")
+    return Scan(
+        tuple(items),
+        ignored=listing.ignored,
+        unnamed=listing.unnamed,
+        salt_id=salt_identity(salt) if salt else "",
+        skipped=told.skipped,
+        burned_in=told.burned_in,
+        absent=listing.absent,
+        shared_patient=told.shared_patient(),
+    )
+
+
+@dataclass
+class _Told:
+    """What DICOM files say of themselves, counted."""
+
+    skipped: Counter[str] = field(default_factory=Counter)
+    burned_in: Counter[str] = field(default_factory=Counter)
+    studies: dict[str, Counter[str]] = field(default_factory=dict)
+    """Files of each study by PatientID."""
+
+    def add(self, header: Header) -> None:
+        if header.skipped:
+            self.skipped[header.skipped] += 1
+        elif header.identity.instance:
+            self.burned_in[header.identity.burned_in] += 1
+            if header.identity.patient:
+                self.studies.setdefault(header.identity.patient, Counter())[header.identity.study] += 1
+
+    def shared_patient(self) -> tuple[int, int]:
+        """Files and studies of the PatientID that most files carry."""
+        return max(((studies.total(), len(studies)) for studies in self.studies.values()), default=(0, 0))
 
 
 def _words(counts: Mapping[str, int]) -> str:
@@ -156,7 +194,7 @@ def number_rows(items: Iterable[SourceItem]) -> tuple[ImageRow, ...]:
                 split=item.split,
                 group_id=item.group_id,
                 duplicate_of=item.image_id if item.key in seen else "",
-                transforms=item.header.transforms,
+                transforms=item.transforms,
                 frame=item.frame,
             )
         )
@@ -193,7 +231,7 @@ def _items(file: _File, image: ListedImage, salt: str, every: int) -> list[Sourc
         return []
     of_file = file.sha256[:16] or pseudonym(salt, f"unreadable:{image.path}")
     several = file.header.frames > 1
-    patient = image.group or file.header.identity.patient
+    patient = image.group or file.header.identity.group
     items = []
     for frame in range(0, file.header.frames, every):
         image_id = digest_bytes(f"{file.sha256}:{frame}".encode())[:16] if several else of_file

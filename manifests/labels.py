@@ -77,7 +77,9 @@ def list_csv(root: Path, labels: Path, columns: Mapping[str, str] | None = None)
         "The CSV names files that do not exist",
         "Paths are relative to the source folder; check it and the CSV.",
     )
-    return Listing(tuple(sorted(images, key=lambda image: image.path)), unnamed=_count_unnamed(root, set(named)))
+    absent = len(lines) - len({line for line, _ in lines_of_files})
+    unnamed = _count_unnamed(root, set(named))
+    return Listing(tuple(sorted(images, key=lambda image: image.path)), unnamed=unnamed, absent=absent)
 
 
 def _count_unnamed(root: Path, named: set[str]) -> int:
@@ -103,6 +105,10 @@ def _read(labels: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     if not records:
         raise InventoryError(f"The CSV {labels.name!r} is empty.", "Its first line names the columns.")
     header = [name.strip() for name in records[0][1]]
+    if len(header) == 1 and ";" in header[0]:
+        raise InventoryError(
+            f"The cells of {labels.name!r} are separated by semicolons.", "Save it with commas between cells."
+        )
     if len(set(header)) < len(header):
         raise InventoryError(f"A column name occurs twice: {', '.join(header)}.", "Give each column a name of its own.")
     for line, cells in records[1:]:

@@ -54,6 +54,8 @@ class Listing:
     """Hidden entries, links to folders inside the source, and files that are no images."""
     unnamed: int = 0
     """Images in the source that its CSV does not name, neither as image nor as mask."""
+    absent: int = 0
+    """Lines of the CSV whose UIDs name nothing in the source."""
 
 
 def list_folders(root: Path) -> Listing:

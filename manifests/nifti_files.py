@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from manifests.errors import ReadError
 from manifests.reading import Decoder, Header, Reading, Request, to_uint8
-from manifests.volumes import THROUGH, axis_codes, slice_of, turned
+from manifests.volumes import THROUGH, axis_codes, slice_of, turned, turned_affine
 
 if TYPE_CHECKING:
     from nibabel import Nifti1Header
@@ -108,7 +108,9 @@ def _header(stream: BinaryIO, reading: Reading) -> Header:
         colour = bool(header.get_data_dtype().names)
         window = () if colour else (_window(header, reading),)
         codes = ("nifti", f"axes-{axis_codes(affine)}", reading.plane, *several, *rescale, *window)
-        return Header(width, height, str(header.get_value_label("datatype")), ",".join(codes), frames)
+        kind = str(header.get_value_label("datatype"))
+        lies = tuple(float(number) for number in turned_affine(_shape(header), affine).ravel())
+        return Header(width, height, kind, ",".join(codes), frames, affine=lies)
 
 
 def _image(data: bytes, asked: Request) -> NDArray[np.uint8]:
@@ -163,13 +165,28 @@ def _kept_ends(data: bytes, reading: Reading) -> tuple[float, float]:
         return centre - width / 2, centre + width / 2
     if reading.window == "file" and volume.shown:
         return volume.shown
+    if reading.window == "range":
+        return _range(volume)
     flat = volume.stored.reshape(-1, order="F")
-    values = volume.values(flat[:: 1 + len(flat) // MOST_VALUES] if reading.window == "file" else flat)
+    values = volume.values(flat[:: 1 + len(flat) // MOST_VALUES])
     values = values[np.isfinite(values)]
     if not len(values):
         raise ReadError("decode.nonfinite", "no voxel is a number")
-    low, high = np.percentile(values, reading.percentiles if reading.window == "file" else (0, 100))
+    low, high = np.percentile(values, reading.percentiles)
     return float(low), float(high)
+
+
+def _range(volume: Volume) -> tuple[float, float]:
+    """Smallest and largest number after rescale, a slice at a time."""
+    ends = []
+    for index in range(volume.stored.shape[2]):
+        slice_ = volume.stored[:, :, index]
+        numbers = slice_[np.isfinite(slice_)]
+        ends += [numbers.min(), numbers.max()] if numbers.size else []
+    if not ends:
+        raise ReadError("decode.nonfinite", "no voxel is a number")
+    values = volume.values(np.array([min(ends), max(ends)]))
+    return float(values.min()), float(values.max())
 
 
 def _ends(data: bytes, reading: Reading) -> tuple[float, float]:

@@ -49,7 +49,8 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "mask.missing": "the inventory names no mask for this image",
         "mask.changed": "the mask's bytes are no longer those that were ingested",
         "mask.size": "the mask has another size than its image",
-        "mask.frames": "the mask is one picture, its image a frame or slice of many",
+        "mask.frames": "the mask's file has another number of frames or slices than its image's",
+        "mask.geometry": "the mask is a volume of other axes, spacing or origin than its image",
         "withdrawn": "the image was withdrawn from the data set",
         "poison": "the worker process died each time it worked on this image",
         "upstream.failed": "an earlier stage could not use this image",
@@ -143,14 +144,27 @@ class ImageSource:
             advice = "restore the mask that was ingested" if row.mask_sha256 else "unreadable when it was ingested"
             raise ReadError("mask.changed", advice)
         decoder = decoder_of(relative, data)
-        if row.is_frame and not decoder.has_frames:
-            raise ReadError("mask.frames", "give a mask file with as many frames or slices as the image")
+        if row.is_frame or decoder.has_frames:
+            self._check_same_frames(row, relative)
         with _told_of_the_mask():
             mask = decoder.mask(data, self._request(row))
         if mask.shape != (row.height, row.width):
             sizes = f"mask {mask.shape[1]} x {mask.shape[0]} px, image {row.width} x {row.height} px"
             raise ReadError("mask.size", sizes)
         return mask
+
+    def _check_same_frames(self, row: ImageRow, mask: str) -> None:
+        """Refuse a mask of another number of frames than its image, or that lies elsewhere in the body."""
+        image = probe(self.root / self.locations.get(row.image_id, row.path), self.reading)
+        with _told_of_the_mask():
+            other = probe(self.root / mask, self.reading)
+        if image.frames != other.frames:
+            raise ReadError("mask.frames", f"the mask has {other.frames}, the image {image.frames}")
+        if (image.width, image.height) != (other.width, other.height):
+            sizes = f"mask {other.width} x {other.height} px, image {image.width} x {image.height} px"
+            raise ReadError("mask.size", sizes)
+        if len(image.affine) != len(other.affine) or not np.allclose(image.affine, other.affine, 1e-3, 1e-2):
+            raise ReadError("mask.geometry", "mask and image are volumes of other axes, spacing or origin")
 
     def _check_refused(self, row: ImageRow) -> None:
         if row.image_id in self.refused:

@@ -59,6 +59,11 @@ class Identity(NamedTuple):
     burned_in: str = ""
     """BurnedInAnnotation: YES, NO, or empty where the file does not say."""
 
+    @property
+    def group(self) -> str:
+        """What its images have in common: the patient, else the study, else the series; empty if it names none."""
+        return self.patient or next((f"uid:{uid}" for uid in (self.study, self.series) if uid), "")
+
 
 @dataclass(frozen=True, slots=True)
 class Header:
@@ -77,6 +82,10 @@ class Header:
     skipped: str = ""
     """What the file is if it holds no image, such as `RTSTRUCT`; then all else is empty."""
     identity: Identity = field(default=Identity(), repr=False)
+    of_frames: tuple[str, ...] = ()
+    """`transforms` of each frame, where they differ."""
+    affine: tuple[float, ...] = ()
+    """Of a NIfTI volume, turned to LPS, row by row, 16 numbers: voxel to millimetres."""
 
 
 @dataclass(frozen=True, slots=True)

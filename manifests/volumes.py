@@ -41,6 +41,16 @@ def turned(volume: NDArray[Any], affine: NDArray[np.float64]) -> NDArray[Any]:
     return view
 
 
+def turned_affine(shape: tuple[int, int, int], affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Affine of the turned volume, (4, 4): equal for volumes that lie alike, however their voxels are stored."""
+    from nibabel import orientations
+
+    found = orientations.io_orientation(affine)
+    to_lps = orientations.ornt_transform(found, orientations.axcodes2ornt("LPS"))
+    turned_back: NDArray[np.float64] = orientations.inv_ornt_aff(to_lps, shape)
+    return affine @ turned_back
+
+
 def slice_of(lps: NDArray[Any], plane: Plane, index: int) -> NDArray[Any]:
     """One slice of a turned volume as it is looked at, (H, W, ...): a view, whose pixels are those of the volume."""
     if plane == "axial":

@@ -252,19 +252,11 @@ def predict(study: OpenedStudy, source: str | Path, cell: str | None = None, *, 
     InventoryError
         If the cell is not committed, or the source cannot be used.
     """
-    from pipeline.answers import Likeness, answer_all
-    from pipeline.arrivals import take_in
-    from pipeline.calibrating import calibrate
-    from pipeline.head import load_head
-    from pipeline.prediction_files import provenance, record_of
+    from pipeline.predict import PredictOptions, ask
+    from pipeline.prediction_files import record_of
 
-    head = load_head(study.workspace, cell)
-    arrivals = take_in(head, Path(source), frozenset({str(source)}))
-    calibration, likeness = calibrate(head), Likeness.of(head.data)
-    about = provenance(head, calibration, likeness)
-    told = answer_all(head, arrivals, calibration, likeness)
-    frame = pd.DataFrame([record_of(prediction, about, names=names) for prediction in told])
-    return frame if names else frame.drop_duplicates("image_id", ignore_index=True)
+    asked = ask(study.workspace, PredictOptions(Path(source), cell, names=names))
+    return pd.DataFrame([record_of(prediction, asked.about, names=names) for prediction in asked.predictions])
 
 
 def _read_masks(store: StageStore, chunk: Chunk) -> NDArray[Any]:

@@ -27,6 +27,10 @@ from stages.models.weights import WeightsFolder
 if TYPE_CHECKING:
     from stages.report.data import ReportData
 
+SHOWN = 20
+"""Conflicts that ingest prints at most."""
+MANY_STUDIES = 3
+"""One patient with more studies than this, and most files, may be no patient."""
 ConfigSources = tuple[Path | None, Sequence[str] | None, str | None]
 """Configuration file, overrides, preset."""
 
@@ -54,7 +58,9 @@ def open_workspace(workdir: Path, dataset: str | None, sources: ConfigSources, s
     """The data set under the configuration that file, overrides and preset give."""
     file, overrides, preset = sources
     config = load_config(file, overrides or (), preset)
-    return Workspace(dataset_paths(workdir, dataset), config, source)
+    workspace = Workspace(dataset_paths(workdir, dataset), config, source)
+    workspace.check_reading()
+    return workspace
 
 
 def do_ingest(workdir: Path, source: Path, options: IngestOptions, *, as_json: bool) -> None:
@@ -92,8 +98,12 @@ def _ingest_lines(report: IngestReport) -> Iterable[str]:
     for name, count in counts.items():
         if count:
             yield f"  {name}: {count}"
-    for image_id in report.conflicts:
+    for image_id in report.conflicts[:SHOWN]:
         yield f"  differs in the source, nothing changed here: {image_id}"
+    if more := len(report.conflicts) - SHOWN:
+        yield from [f"  and {more} more differ; --json names them all"] if more > 0 else []
+    if report.absent:
+        yield f"  lines of the CSV whose UIDs name nothing here: {report.absent}"
     if report.unnamed:
         yield f"  images in the source that the CSV does not name: {report.unnamed}"
     for what, count in sorted(report.skipped.items()):
@@ -102,6 +112,10 @@ def _ingest_lines(report: IngestReport) -> Iterable[str]:
         yield f"  DICOM files that say that text is burned into their pixels: {said}; nothing removes it"
     if silent := report.burned_in.get("", 0):
         yield f"  DICOM files that do not say whether text is burned into their pixels: {silent}; look at them"
+    files, studies = report.shared_patient
+    if studies > MANY_STUDIES and 2 * files > sum(report.burned_in.values()):
+        yield f"  one PatientID stands in {files} DICOM files of {studies} studies, which so are one patient's and stay"
+        yield "    together; if it is a stand-in, name patients or studies in a CSV: group"
     if report.drop and report.without_patient:
         without = report.without_patient
         yield f"  images without a patient (no group): {without}; each file counts as a patient of its own"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from manifests.errors import ExitCode, UsageError
 from manifests.fingerprint import digest_json
 from pipeline.answers import Likeness, Prediction, answer_all
-from pipeline.arrivals import take_in
+from pipeline.arrivals import Arrivals, take_in
 from pipeline.calibrating import Calibration, calibration_of
 from pipeline.commands import print_json, say
 from pipeline.head import Head, load_head
@@ -37,18 +38,20 @@ class PredictOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What is shown on the terminal."""
+class Asked:
+    """What a head says of the images of one source."""
 
     head: Head
+    arrivals: Arrivals
     calibration: Calibration
     predictions: Sequence[Prediction]
-    out: Path
-    pictures: int
+    """One an image; one a file where names are wanted."""
+    about: Mapping[str, Any]
+    """From `prediction_files.provenance`."""
 
 
-def do_predict(workspace: Workspace, options: PredictOptions, *, as_json: bool) -> int:
-    """Predict every image of a source, write the tables, say what was found, and return the exit code.
+def ask(workspace: Workspace, options: PredictOptions) -> Asked:
+    """Take the images through the study's stages and ask the head; writes no table and no picture.
 
     Raises
     ------
@@ -68,17 +71,32 @@ def do_predict(workspace: Workspace, options: PredictOptions, *, as_json: bool) 
     predictions = answer_all(head, arrivals, calibration, likeness)
     if not options.names:  # one line an image, however many files hold it
         predictions = list({prediction.image_id: prediction for prediction in predictions}.values())
-    about = provenance(head, calibration, likeness)
-    records = [record_of(prediction, about, names=options.names) for prediction in predictions]
-    out = options.out or workspace.paths.predictions.report(digest_json([about, records]))
-    write_predictions(out, predictions, about, names=options.names)
-    masks = workspace.nodes[head.embeddings.inputs["masks"]]
-    pictures = write_overlays(options.overlay, arrivals, masks, predictions) if options.overlay else 0
-    _tell(Told(head, calibration, predictions, out, pictures), as_json=as_json)
-    return int(ExitCode.DONE if all(prediction.answer for prediction in predictions) else ExitCode.FAILURES)
+    return Asked(head, arrivals, calibration, predictions, provenance(head, calibration, likeness))
 
 
-def _tell(told: Told, *, as_json: bool) -> None:
+def do_predict(workspace: Workspace, options: PredictOptions, *, as_json: bool) -> int:
+    """Predict every image of a source, write the tables, say what was found, and return the exit code.
+
+    Raises
+    ------
+    UsageError
+        If there is no such cell, or its method cannot be asked about one image.
+    InventoryError
+        If the cell is not committed, or the source cannot be used.
+    InterruptedRunError
+        If a signal stopped it; the same command goes on.
+    """
+    asked = ask(workspace, options)
+    records = [record_of(prediction, asked.about, names=options.names) for prediction in asked.predictions]
+    out = options.out or workspace.paths.predictions.report(digest_json([asked.about, records]))
+    write_predictions(out, asked.predictions, asked.about, names=options.names)
+    masks = workspace.nodes[asked.head.embeddings.inputs["masks"]]
+    pictures = write_overlays(options.overlay, asked.arrivals, masks, asked.predictions) if options.overlay else 0
+    _tell(asked, out, pictures, as_json=as_json)
+    return int(ExitCode.DONE if all(prediction.answer for prediction in asked.predictions) else ExitCode.FAILURES)
+
+
+def _tell(told: Asked, out: Path, pictures: int, *, as_json: bool) -> None:
     answers = [prediction.answer for prediction in told.predictions if prediction.answer]
     unlike = sum(answer.unlike for answer in answers)
     failed = Counter(prediction.reason for prediction in told.predictions if not prediction.answer)
@@ -93,8 +111,8 @@ def _tell(told: Told, *, as_json: bool) -> None:
                 "unlike": unlike,
                 "failed": dict(failed),
                 "temperature": told.calibration.temperature,
-                "pictures": told.pictures,
-                "table": _place(told.out, told.head.workspace) + "/" + TABLE,
+                "pictures": pictures,
+                "table": _place(out, told.head.workspace) + "/" + TABLE,
             }
         )
         return
@@ -107,8 +125,8 @@ def _tell(told: Told, *, as_json: bool) -> None:
     if unlike:
         say([f"Unlike the training images of the study: {unlike} of {len(answers)}. Doubt what is said of them."])
     say(f"  no answer: {count} ({reason})" for reason, count in sorted(failed.items()))
-    say([f"Predictions: {told.out / TABLE} and {LINES} beside it"])
-    say([f"Pictures: {told.pictures}"] if told.pictures else [])
+    say([f"Predictions: {out / TABLE} and {LINES} beside it"])
+    say([f"Pictures: {pictures}"] if pictures else [])
 
 
 def _place(out: Path, workspace: Workspace) -> str:

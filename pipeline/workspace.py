@@ -68,11 +68,6 @@ class Workspace:
                 f"The data set {paths.name!r} has no drop{' that is not withdrawn' if known else ''}.",
                 f"Start with: pipeline ingest SOURCE --dataset {paths.name}",
             )
-        if differences := config.reading.differences(self.drops[-1].reading):
-            raise ConfigError(
-                f"The configuration asks for another reading than the drops were ingested with: reading.{differences}.",
-                "Leave [reading] out, or ingest the source with it into another data set.",
-            )
         self.nodes: Mapping[str, Node] = {n.key: n for n in build_graph(config)}
         self.looking = False
         """Whether this process only looks: then each commit record is read once, and none is completed."""
@@ -105,6 +100,20 @@ class Workspace:
     def twins(self) -> tuple[Twin, ...]:
         """Pairs of images that show the same picture, as the audits of all drops found them."""
         return load_twins(self.paths, self.drops)
+
+    def check_reading(self) -> None:
+        """Refuse a configuration that asks in so many words for another reading than that of the drops.
+
+        Raises
+        ------
+        ConfigError
+            Names the settings.
+        """
+        if differences := self.config.reading.differences(self.drops[-1].reading):
+            raise ConfigError(
+                f"The configuration asks for another reading than the drops were ingested with: reading.{differences}.",
+                "Leave [reading] out, or ingest the source with it into another data set.",
+            )
 
     def drop(self, drop_id: str) -> Drop:
         """Return one drop of this data set.

@@ -82,7 +82,7 @@ def encode_segmentation(reference: Dataset, masks: NDArray[np.uint8], maker: Mak
         series_instance_uid=_uid("series", maker.fingerprint, str(reference.SeriesInstanceUID)),
         series_number=1,
         sop_instance_uid=_uid("instance", *content),
-        instance_number=1 if frame is None else frame + 1,
+        instance_number=int(reference.get("InstanceNumber") or 1) if frame is None else frame + 1,
         manufacturer="MedFocus",
         manufacturer_model_name="MedFocus",
         software_versions=maker.version,

@@ -6,9 +6,10 @@ Whatever is not named here is left behind, so that no private tag, comment or na
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
+
+from manifests.dicom_files import parse_header
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -23,7 +24,7 @@ GEOMETRY: Final = (
     "SpacingBetweenSlices",
 )
 LOSSY: Final = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
-OTHERS: Final = ("FrameOfReferenceUID", "Modality", "Rows", "Columns", *LOSSY)
+OTHERS: Final = ("FrameOfReferenceUID", "Modality", "InstanceNumber", "Rows", "Columns", *LOSSY)
 SHARED, PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
 GROUPS: Final = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
 """Functional groups that hold geometry."""
@@ -51,9 +52,7 @@ def reference_of(data: bytes, pseudonym: str) -> Dataset | None:
     pseudonym : str
         Becomes the PatientID.
     """
-    import pydicom
-
-    source = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, force=True)
+    source = parse_header(data)
     if not all(source.get(name) for name in REFERENCES):
         return None
     reference = _taken(source, (*REFERENCES, *OTHERS, *GEOMETRY))

@@ -76,7 +76,9 @@ def study(cli: Cli, phantom_folder: Path, tmp_path_factory: pytest.TempPathFacto
     for what, code in EXPORTS.items():
         study("export", what, *QUICK, code=code)
     asked = dicom_source(phantom_folder, study.root / f"asked of {PATIENT}")
-    study("predict", asked, "--overlay", study.work / "pictures", "--cell", "original-100-0", *QUICK)
+    shown = ("--cell", "original-100-0", "--overlay", study.work / "pictures")
+    done = study("predict", asked / f"{PATIENT} scans", *shown, *QUICK, code=3)
+    assert "no answer: 1 (withdrawn)" in done.out
     return study
 
 

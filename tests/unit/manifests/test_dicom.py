@@ -335,3 +335,41 @@ def test_frames_share_the_functional_group_of_all():
     data = dicom(FRAMES, SharedFunctionalGroupsSequence=[shared])
     assert np.array_equal(grey(data, 4), np.rint(linear(FRAMES[4] * 2.0 - 50, 3000, 4001)))
     assert codes(data) == "dicom,rescale,voi-window"
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        {"WindowCenter": 40, "WindowWidth": 0},
+        {"WindowCenter": 40, "WindowWidth": 0.5},
+        {"WindowCenter": 40, "WindowWidth": -5, "VOILUTFunction": "SIGMOID"},
+        {"WindowCenter": 40, "WindowWidth": 400, "VOILUTFunction": "CUBIC"},
+    ],
+)
+def test_window_that_the_standard_forbids_counts_as_none(window):
+    data = dicom(CT_VALUES, **window)
+    assert codes(data) == "dicom,range"
+    assert np.array_equal(grey(data), grey(dicom(CT_VALUES)))
+
+
+def test_intercept_without_slope_counts_and_slope_of_zero_is_refused():
+    data = dicom((CT_VALUES + 1024).astype(np.uint16), RescaleIntercept=-1024)
+    assert np.array_equal(grey(data, window=(40, 400)), np.rint(linear(CT_VALUES, 40, 400)))
+    with pytest.raises(ReadError, match="slope of 0"):
+        codes(dicom(CT_VALUES, RescaleSlope=0, RescaleIntercept=0))
+
+
+def test_first_value_of_a_table_is_signed_where_values_are():
+    stored = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    entries = [(n * 65535) // 4095 for n in range(4096)]
+    made = {"BitsStored": 12, "RescaleSlope": 1, "RescaleIntercept": -1024}
+    lut = table(entries, 0, 16)
+    lut.LUTDescriptor = [4096, 65536 - 1024, 16]
+    shown = grey(dicom(stored, VOILUTSequence=[lut], **made))
+    assert np.array_equal(shown, np.rint(np.array(entries)[stored] * 255 / 65535))
+
+
+def test_each_frame_is_told_by_its_own_codes():
+    own = [group(slope=1, intercept=0, centre=1000, width=801) if n == 1 else Dataset() for n in range(5)]
+    found = header(dicom(FRAMES, PerFrameFunctionalGroupsSequence=own))
+    assert [text.split(",")[1] for text in found.of_frames] == ["range", "voi-window", "range", "range", "range"]

@@ -192,7 +192,7 @@ def test_lines_may_name_by_different_uids(studies):
 
 def test_all_uids_of_a_line_must_be_the_files(studies):
     assert labels(with_csv(studies, "study,series,label\n1.2.0,1.2.0.1,a\n")) == {"2": "a", "3": "a"}
-    with pytest.raises(InventoryError, match=r"line 2 .* names no DICOM file"):
+    with pytest.raises(InventoryError, match=r"No line of the CSV names a DICOM file"):
         with_csv(studies, "study,series,label\n1.2.1,1.2.0.1,a\n")
 
 
@@ -202,7 +202,7 @@ def test_columns_of_uids_can_be_named(studies):
 
 
 BAD = {
-    "nothing": ("study,label\n1.2.0,a\n9.9,b\n8.8,b\n", r"line 3 \(and 1 more\) names no DICOM file.*Check its UIDs"),
+    "nothing": ("study,label\n9.9,b\n8.8,b\n", r"line 2 is the first.*Check its UIDs"),
     "twice": ("study,label\n1.2.0,a\n1.2.0,b\n", "lines 2 and 3 both name '1.2.0/IM0'.*one line for each file"),
     "study and series": ("study,series,label\n1.2.0,,a\n,1.2.0.1,b\n", "both name '1.2.0/IM2'"),
     "no uid": ("study,label\n1.2.0,a\n  ,b\n", "line 3 has no UID.*Fill the cell or delete the line"),
@@ -228,3 +228,45 @@ def plan() -> Dataset:
     made = Dataset()
     made.SOPClassUID, made.SOPInstanceUID, made.Modality, made.StudyInstanceUID = RTSTRUCT, "1.9", "RTSTRUCT", "1.2.0"
     return made
+
+
+# Who files without a patient belong to, and stand-ins for patients.
+
+
+def test_files_of_one_study_are_one_group_where_no_patient_is_named(source):
+    for number in range(4):
+        study = {"StudyInstanceUID": f"1.2.{number // 2}", "SeriesInstanceUID": f"1.3.{number}"}
+        put(source, f"a/{number}.dcm", ct(number, PatientID="", **study))
+    put(source, "a/alone.dcm", ct(9, PatientID=""))
+    report = ingested(source)
+    groups = {item.path: item.group_id for item in scan(source).items}
+    assert groups["a/0.dcm"] == groups["a/1.dcm"] != groups["a/2.dcm"] == groups["a/3.dcm"]
+    assert groups["a/0.dcm"] == pseudonym(read_salt(), "uid:1.2.0")
+    assert report.without_patient == 1
+
+
+def test_one_patient_id_of_many_studies_is_told(source):
+    for number in range(5):
+        put(source, f"a/{number}.dcm", ct(number, PatientID="ANON", StudyInstanceUID=f"1.2.{number}"))
+    put(source, "a/own.dcm", ct(9, PatientID="P1", StudyInstanceUID="1.9"))
+    assert ingested(source).shared_patient == (5, 5)
+
+
+def test_lines_of_a_csv_whose_files_have_not_come_are_counted(source):
+    put(source, "a/1.dcm", ct(1, SeriesInstanceUID="1.1"))
+    found = with_csv(source, "series,label\n1.1,x\n1.2,y\n1.3,y\n")
+    assert ([item.label for item in found.items], found.absent) == (["x"], 2)
+    with pytest.raises(InventoryError, match="No line of the CSV names a DICOM file"):
+        with_csv(source, "series,label\n1.2,y\n1.3,y\n")
+
+
+def test_csv_with_semicolons_is_told_so(source):
+    put(source, "a/1.png", 1)
+    with pytest.raises(InventoryError, match="separated by semicolons"):
+        with_csv(source, "file;label\na/1.png;x\n")
+
+
+def test_skipped_files_are_not_asked_of_burned_in_text(source):
+    put(source, "a/1.dcm", ct(1, BurnedInAnnotation="NO"))
+    put(source, "a/2.dcm", structures())
+    assert ingested(source).burned_in == {"NO": 1}

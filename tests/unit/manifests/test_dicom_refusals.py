@@ -236,8 +236,7 @@ HOSTILE = {
     "bits": {"BitsAllocated": 7},
     "table": {"VOILUTSequence": [item(LUTDescriptor=[0, 0, 99], LUTData=b"")]},
     "short table": {"VOILUTSequence": [table([1], 0, 16)], "BitsStored": 99},
-    "window": {"WindowCenter": 1, "WindowWidth": -1},
-    "function": {"WindowCenter": 1, "WindowWidth": 9, "VOILUTFunction": CANARY},
+    "slope": {"RescaleSlope": 0, "RescaleIntercept": 1},
     "frames": {"NumberOfFrames": 9},
 }
 

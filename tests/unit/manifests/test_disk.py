@@ -28,3 +28,8 @@ def test_atomic_write_replaces_the_whole_text(tmp_path: Path) -> None:
     disk.write_atomic(tmp_path / "a.json", "nöw")
     assert (tmp_path / "a.json").read_text(encoding="utf-8") == "nöw"
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_place_is_the_end_of_a_path_and_never_the_root() -> None:
+    assert disk.place(Path("/tmp/out")) == "tmp/out"
+    assert disk.place(Path("/a/b/c/d")) == "b/c/d"

@@ -118,7 +118,7 @@ def test_run_that_asks_for_another_reading_is_refused(source):
     ingested(source, Reading(window=(40, 400)))
     paths = DatasetPaths(source.parent / "work")
     with pytest.raises(ConfigError, match=r"another reading .*: reading\.every = 2, not 1.*another data set"):
-        Workspace(paths, load_config(overrides=("reading.every=2",)))
+        Workspace(paths, load_config(overrides=("reading.every=2",))).check_reading()
     same = Workspace(paths, load_config(overrides=("reading.window=[40,400]",)))
     assert same.image_source("drop-001").reading == Reading(window=(40, 400))
     assert Workspace(paths, load_config()).drops[0].reading.window == (40, 400)
@@ -179,4 +179,30 @@ def test_mask_of_another_size_is_refused(source):
 
 
 def test_mask_of_fewer_slices_is_refused(source):
-    assert refused_mask(source, nifti(np.ones((6, 7, 4), np.int16))) == "decode.frames"
+    assert refused_mask(source, nifti(np.ones((6, 7, 4), np.int16))) == "mask.frames"
+
+
+def test_mask_of_another_number_of_slices_is_refused(source):
+    values = np.ones((*SHAPE[:2], SHAPE[2] + 4), np.int16)
+    assert refused_mask(source, nifti(values)) == "mask.frames"
+
+
+@pytest.mark.parametrize("change", ["origin", "flip", "spacing"])
+def test_mask_that_lies_elsewhere_is_refused(source, change):
+    affine = RAS.copy()
+    if change == "origin":
+        affine[2, 3] = 9
+    elif change == "flip":
+        affine[0, 0] = -1
+    else:
+        affine[1, 1] = 2
+    assert refused_mask(source, nifti(np.ones(SHAPE, np.int16), affine)) == "mask.geometry"
+
+
+def test_volume_is_no_mask_of_six_single_pictures(source):
+    put(source, "a/1.png", 1)
+    put(source, "m.nii", nifti(np.ones((6, 6, 6), np.int16)))
+    labels = put(source.parent, "labels.csv", b"file,label,mask\na/1.png,x,m.nii\n")
+    ingest(DatasetPaths(source.parent / "work"), source, IngestOptions(dataset="d", labels=labels))
+    with pytest.raises(ReadError, match=r"mask\.frames"):
+        ImageSource(source).read_mask(rows(source)[0])
