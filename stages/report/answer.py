@@ -57,11 +57,11 @@ def _verdict(found: Mapping[str, Mapping[Hashable, Any]]) -> str:
     better = sorted((str(row["training"]) for row in sure if row["difference"] > 0), key=amount)
     worse = sorted((str(row["training"]) for row in sure if row["difference"] < 0), key=amount)
     if not sure:
-        return "At no amount of training data is the difference more than chance would give on this test set."
+        return "At no amount of training data is the difference significant once all comparisons are corrected for."
     parts = [f"better at {', '.join(better)}"] if better else []
     parts += [f"worse at {', '.join(worse)}"] if worse else []
-    rest = "" if len(sure) == len(found) else "; elsewhere the difference could be chance"
-    return f"Beyond chance it is {' and '.join(parts)}{rest}."
+    rest = "" if len(sure) == len(found) else "; elsewhere the difference is not significant"
+    return f"After correction for all comparisons it is significantly {' and '.join(parts)}{rest}."
 
 
 def _of(training: str) -> str:

@@ -28,7 +28,7 @@ MOST_LINES: Final = 9
 """Methods in a figure."""
 MORE_MARKERS: Final = ("o", "^", "D", "v", "P", "X", "<", ">")
 """Markers by method where there is one mask policy."""
-THUMBNAIL_PX: Final = 176
+THUMBNAIL_PX: Final = 256
 JPEG_QUALITY: Final = 82
 
 
