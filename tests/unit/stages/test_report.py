@@ -403,7 +403,8 @@ def test_answer_names_both_accuracies_and_whether_it_is_chance() -> None:
     assert "unmasked image 60.0 %: 20.0 points more (95 % interval" in told[0]
     assert told[-1].startswith("At no amount of training data is the difference significant")
     sure = compare(answers(study())).assign(p_holm=0.001)
-    assert answer_of(summarise(study()), sure)[-1] == "After correction for all comparisons it is significantly better at 10 %, 100 %."
+    verdict = answer_of(summarise(study()), sure)[-1]
+    assert verdict == "After correction for all comparisons it is significantly better at 10 %, 100 %."
 
 
 def test_study_without_masks_has_no_answer() -> None:
