@@ -64,7 +64,7 @@ def withdraw(
     image_ids : Sequence[str]
         Ids of images, unique beginnings of at least four digits, paths in the source, or `path#frame`.
     patient : str
-        A patient or study as the source's CSV names it; it is hashed and not kept.
+        A patient or study as the source's CSV or PatientID names it; it is stripped, hashed and not kept.
 
     Raises
     ------
@@ -75,6 +75,7 @@ def withdraw(
     StoreError
         If it cannot be written; then nothing is withdrawn.
     """
+    patient = patient.strip()  # as ingest does
     if sum(map(bool, (drop, image_ids, patient))) != 1:
         raise UsageError("Name what is withdrawn.", "One of: --image ID (several times), --patient NAME, --drop DROP.")
     if not reason.strip():
@@ -166,6 +167,6 @@ def _of_patient(drops: Sequence[tuple[Drop, Sequence[ImageRow]]], rows: Sequence
     if not found:
         raise InventoryError(
             "No image belongs to this patient.",
-            "Write the name as in the CSV's group column.",
+            "Write the name as in the CSV's group column, or as in the files' PatientID.",
         )
     return found

@@ -48,7 +48,9 @@ def withdraw(
         list[str] | None,
         typer.Option("--image", metavar="ID", help="An image: id, path or path#frame; can be repeated."),
     ] = None,
-    patient: Annotated[str | None, typer.Option("--patient", help="A patient, as the CSV names it.")] = None,
+    patient: Annotated[
+        str | None, typer.Option("--patient", help="A patient, as the CSV or PatientID names it.")
+    ] = None,
     drop: Annotated[str | None, typer.Option("--drop", help="A whole drop.")] = None,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     dataset: DatasetOption = None,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from manifests.drops import load_drops, load_locations, load_rows
-from manifests.errors import InventoryError
+from manifests.errors import InventoryError, UsageError
 from manifests.ingest import IngestOptions, ingest
 from manifests.layout import DatasetPaths
 from manifests.naming import find_image
@@ -19,6 +19,8 @@ from pipeline.explain import explain
 from pipeline.workspace import Workspace
 from tests.unit.manifests.niftis import nifti, zipped
 from tests.unit.manifests.pictures import put
+
+PATIENT = "p2"
 
 
 @pytest.fixture(autouse=True)
@@ -94,3 +96,16 @@ def test_slice_is_withdrawn_by_its_path(source: Path, name: str) -> None:
 def test_picture_is_withdrawn_by_its_path(source: Path) -> None:
     (row,) = (row for row in rows_of(source) if row.path == "y/2.png")
     assert withdraw(paths_of(source), "x", image_ids=["y/2.png"]).image_ids == (row.image_id,)
+
+
+def test_patient_is_withdrawn_whatever_blanks_are_around_the_name(tmp_path: Path) -> None:
+    source = put(tmp_path / "source", "1.png", 1).parent
+    put(source, "2.png", 2)
+    taken(source, put(tmp_path, "labels.csv", f"file,group\n1.png,p1\n2.png, {PATIENT} \n".encode()))
+    (row,) = (row for row in rows_of(source) if row.path == "2.png")
+    assert withdraw(paths_of(source), "x", patient=f" {PATIENT} ").image_ids == (row.image_id,)
+
+
+def test_blank_patient_is_a_wrong_command(source: Path) -> None:
+    with pytest.raises(UsageError, match="Name what is withdrawn"):
+        withdraw(paths_of(source), "x", patient=" ")
