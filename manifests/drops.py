@@ -201,6 +201,8 @@ def verify_drops(paths: DatasetPaths) -> list[str]:
 def load_locations(paths: DatasetPaths) -> dict[str, str]:
     """Where renamed source files are now: path relative to the source root by image_id, or by `mask_key`.
 
+    Images without a label can come again from another folder than their drop did; then the path is absolute.
+
     Raises
     ------
     InventoryError

@@ -17,16 +17,15 @@ from numpy.typing import NDArray
 from manifests import disk
 from manifests.drops import LOOKS_FILE, Drop, load_looks
 from manifests.errors import DamagedError, StoreError
-from manifests.layout import DatasetPaths, UnitPaths
+from manifests.layout import EXPORT_RECORD, DatasetPaths, UnitPaths
 from manifests.records import Commit
 from manifests.store import StageStore
 from manifests.types import Chunk, ImageRow, Status
 from manifests.units import committed_units, listing, read_commit, retire
 
 WITHDRAWALS = "withdrawals"
-"""Key of a cell's commit record, and of a report's provenance, that lists the withdrawals which it heeds."""
-EXPORT_RECORD = "export.json"
-"""File of an export that says, under the same key, which withdrawals it heeds."""
+"""Key of a cell's commit record, and of a report's provenance, that lists the withdrawals which it heeds;
+so does the record of an export."""
 
 DOOMED = ".gc-"
 REPORTS = ("reports", "calibrations")

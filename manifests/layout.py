@@ -7,6 +7,8 @@ from pathlib import Path
 
 from manifests.errors import InventoryError, UsageError
 
+EXPORT_RECORD, EXPORT_SCHEMA = "export.json", "medfocus.export"
+"""File of every export, and its `schema` there: by them ingest knows an export and `gc` the withdrawals it heeds."""
 NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
 

@@ -7,6 +7,7 @@ CSV, is in `labels`.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from types import MappingProxyType
 from unicodedata import normalize
 
 from manifests.errors import InventoryError
+from manifests.layout import EXPORT_RECORD, EXPORT_SCHEMA
 from manifests.readers import DECODERS, is_image_file
 from manifests.types import Split
 
@@ -51,7 +53,7 @@ class Listing:
 
     images: tuple[ListedImage, ...]
     ignored: int = 0
-    """Hidden entries, links to folders inside the source, and files that are no images."""
+    """Hidden entries, links to folders inside the source, exports of MedFocus, and files that are no images."""
     unnamed: int = 0
     """Images in the source that its CSV does not name, neither as image nor as mask."""
     absent: int = 0
@@ -109,7 +111,7 @@ def _walk(folder: Path, root: Path, found: list[PurePosixPath]) -> int:
     for entry in _entries(folder):
         is_folder = entry.is_dir()
         is_image = is_image_name(entry.name) or (not is_folder and is_image_file(entry))
-        if entry.name.startswith(".") or not (is_image or is_folder):
+        if entry.name.startswith(".") or not (is_image or is_folder) or _is_export(entry):
             ignored += 1
             continue
         _check_utf8(entry.name)
@@ -123,6 +125,16 @@ def _walk(folder: Path, root: Path, found: list[PurePosixPath]) -> int:
         else:
             ignored += _walk(entry, root, found)
     return ignored
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether a folder holds an export of MedFocus, whose pictures are results and no samples."""
+    record = folder / EXPORT_RECORD
+    try:
+        told = json.loads(record.read_bytes()) if record.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(told, dict) and told.get("schema") == EXPORT_SCHEMA
 
 
 def _entries(folder: Path) -> list[Path]:

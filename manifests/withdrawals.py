@@ -7,16 +7,17 @@ What it takes away is not deleted here: `forgetting` does that.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from manifests.disk import make_private, write_atomic
-from manifests.drops import Drop, load_drops, load_rows
+from manifests.drops import Drop, load_drops, load_locations, load_rows
 from manifests.errors import InventoryError, UsageError
 from manifests.layout import DatasetPaths
+from manifests.naming import find_image
 from manifests.pseudonyms import SALT_VARIABLE, pseudonym, read_salt, salt_identity
 from manifests.records import now
 from manifests.types import ImageRow
@@ -61,9 +62,9 @@ def withdraw(
     drop : str
         A drop whose every image is withdrawn.
     image_ids : Sequence[str]
-        Ids of images, or unique beginnings of at least four digits.
+        Ids of images, unique beginnings of at least four digits, paths in the source, or `path#frame`.
     patient : str
-        A patient or study as the source's CSV names it; it is hashed and not kept.
+        A patient or study as the source's CSV or PatientID names it; it is stripped, hashed and not kept.
 
     Raises
     ------
@@ -74,12 +75,13 @@ def withdraw(
     StoreError
         If it cannot be written; then nothing is withdrawn.
     """
+    patient = patient.strip()  # as ingest does
     if sum(map(bool, (drop, image_ids, patient))) != 1:
         raise UsageError("Name what is withdrawn.", "One of: --image ID (several times), --patient NAME, --drop DROP.")
     if not reason.strip():
         raise UsageError("A withdrawal needs a reason.", 'Say why: --reason "consent revoked"')
     drops = [(each, load_rows(paths, each)) for each in load_drops(paths)]
-    chosen = _chosen(drops, drop, image_ids, patient)
+    chosen = _chosen(drops, load_locations(paths), drop, image_ids, patient)
     gone = withdrawn_ids(load_withdrawals(paths))
     if chosen <= gone:
         raise InventoryError(f"All {len(chosen)} images are withdrawn already.", "See: pipeline drops")
@@ -137,7 +139,11 @@ def withdrawn_ids(withdrawals: Iterable[Withdrawal]) -> frozenset[str]:
 
 
 def _chosen(
-    drops: Sequence[tuple[Drop, Sequence[ImageRow]]], drop_id: str, image_ids: Sequence[str], patient: str
+    drops: Sequence[tuple[Drop, Sequence[ImageRow]]],
+    locations: Mapping[str, str],
+    drop_id: str,
+    images: Sequence[str],
+    patient: str,
 ) -> set[str]:
     if drop_id:
         for drop, rows in drops:
@@ -147,8 +153,7 @@ def _chosen(
     rows = [row for _, of_drop in drops for row in of_drop]
     if patient:
         return _of_patient(drops, rows, patient)
-    known = {row.image_id for row in rows}
-    return {find_image(known, image_id) for image_id in image_ids}
+    return {find_image(rows, locations, image) for image in images}
 
 
 def _of_patient(drops: Sequence[tuple[Drop, Sequence[ImageRow]]], rows: Sequence[ImageRow], patient: str) -> set[str]:
@@ -160,22 +165,8 @@ def _of_patient(drops: Sequence[tuple[Drop, Sequence[ImageRow]]], rows: Sequence
         )
     found = {row.image_id for row in rows if row.group_id == pseudonym(salt, patient)}
     if not found:
-        raise InventoryError("No image belongs to this patient.", "Write the name as in the CSV's group column.")
+        raise InventoryError(
+            "No image belongs to this patient.",
+            "Write the name as in the CSV's group column, or as in the files' PatientID.",
+        )
     return found
-
-
-def find_image(known: Collection[str], image_id: str) -> str:
-    """The image that an id, or its beginning of at least four digits, names.
-
-    Raises
-    ------
-    InventoryError
-        If there is none or there are several.
-    """
-    if image_id in known:
-        return image_id
-    found = sorted(name for name in known if len(image_id) >= 4 and name.startswith(image_id))
-    if len(found) == 1:
-        return found[0]
-    what = f"{len(found)} images begin with" if found else "There is no image"
-    raise InventoryError(f"{what} {image_id!r}.", "Ids are in inventory.csv, predictions.csv and the report.")

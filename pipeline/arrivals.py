@@ -20,6 +20,7 @@ from pipeline.head import Head
 from pipeline.logs import counter
 from pipeline.plan import plan_map
 from pipeline.runner import Runner, RunOptions
+from pipeline.whereabouts import follow, retire_found
 from pipeline.workspace import Workspace
 
 
@@ -78,7 +79,10 @@ def take_in(head: Head, source: Path, private: frozenset[str]) -> Arrivals:
     files = ingest(paths, source, options, counter("digests"), counter("pictures")).files
     workspace = Workspace(paths, study.config)
     _check_same(study, workspace, head.embeddings)
-    chunks = _chunks(workspace, frozenset(files.values()))
+    follow(workspace, source, files)
+    wanted = frozenset(files.values())
+    chunks = _chunks(workspace, wanted)
+    retire_found(workspace, _nodes_of(workspace, head.embeddings), chunks, wanted)
     _complete(workspace, head.embeddings, {chunk.drop for chunk in chunks}, source, private)
     return _read(head, Workspace(paths, study.config), files, chunks)
 
@@ -116,8 +120,13 @@ def _complete(workspace: Workspace, node: Node, drops: set[str], source: Path, p
             raise InterruptedRunError("Stopped by a signal.", "Run the same command again to go on.")
 
 
+def _nodes_of(workspace: Workspace, node: Node) -> list[Node]:
+    """A map node and all that it needs, inputs first."""
+    return [workspace.nodes[each.key] for each in select(tuple(workspace.nodes.values()), node.key)]
+
+
 def _read(head: Head, workspace: Workspace, files: Mapping[str, str], chunks: Sequence[Chunk]) -> Arrivals:
-    nodes = [workspace.nodes[node.key] for node in select(tuple(workspace.nodes.values()), head.embeddings.key)]
+    nodes = _nodes_of(workspace, head.embeddings)
     embeddings = nodes[-1]
     pending = {unit.chunk for unit in plan_map(workspace, embeddings)}
     ready = tuple(chunk for chunk in chunks if chunk not in pending)

@@ -44,8 +44,13 @@ def drops(
 @store.command()
 def withdraw(
     reason: Annotated[str, typer.Option("--reason", help="Why, without a name: it is recorded.")],
-    image: Annotated[list[str] | None, typer.Option("--image", metavar="ID", help="An image; can be repeated.")] = None,
-    patient: Annotated[str | None, typer.Option("--patient", help="A patient, as the CSV names it.")] = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option("--image", metavar="ID", help="An image: id, path or path#frame; can be repeated."),
+    ] = None,
+    patient: Annotated[
+        str | None, typer.Option("--patient", help="A patient, as the CSV or PatientID names it.")
+    ] = None,
     drop: Annotated[str | None, typer.Option("--drop", help="A whole drop.")] = None,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     dataset: DatasetOption = None,

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,9 @@ from manifests.commits import Commit, read_commit
 from manifests.drops import load_drops, load_rows
 from manifests.errors import InventoryError, UnitError
 from manifests.layout import UnitPaths
+from manifests.naming import find_image
 from manifests.types import Cell, Chunk, ImageRow, Split, Status
 from manifests.units import listing
-from manifests.withdrawals import find_image
 from pipeline.committed import Committed, look_up, read_artifact
 from pipeline.graph import Node
 from pipeline.plan import incomplete_inputs, plan_cells, plan_map
@@ -37,8 +37,8 @@ def explain(workspace: Workspace, what: str) -> Record:
     workspace : Workspace
         Data set and configuration.
     what : str
-        An image: its id, a unique beginning of that, or its path in the source. A chunk: `DROP/NUMBER`, such as
-        `drop-001/000003`. A cell: `METHOD-TRAINING-SEED`, such as `medfocus-5-0`.
+        An image: its id, a unique beginning of that, or its path in the source, as it was or is after a rename. A
+        chunk: `DROP/NUMBER`, such as `drop-001/000003`. A cell: `METHOD-TRAINING-SEED`, such as `medfocus-5-0`.
 
     Returns
     -------
@@ -59,29 +59,12 @@ def explain(workspace: Workspace, what: str) -> Record:
         return {"kind": "cell", "unit": what, "results": cells}
     rows = [row for drop in load_drops(workspace.paths) for row in load_rows(workspace.paths, drop)]
     try:
-        return _image(workspace, _at_path(rows, what) or find_image({row.image_id for row in rows}, what))
+        return _image(workspace, find_image(rows, workspace.locations, what))
     except InventoryError as error:
         raise InventoryError(
             f"{what!r} names no image, chunk or cell here. {error.what}",
             "Image: id, path or path#frame. Chunk: drop-001/000003. Cell: medfocus-5-0, with the --config of its run.",
         ) from error
-
-
-def _at_path(rows: Sequence[ImageRow], what: str) -> str:
-    """Id of the image at a path, or of one frame of a file (`scan.nii.gz#12`); empty if there is none.
-
-    Raises
-    ------
-    InventoryError
-        If the file holds several images and no frame is named.
-    """
-    found = {row.frame: row.image_id for row in rows if row.path == what}
-    if len(found) > 1:
-        frames = f"{min(found)} to {max(found)}"
-        raise InventoryError(f"It is a file of {len(found)} images, frames {frames}.", f"Name one: {what}#{min(found)}")
-    path, _, frame = what.rpartition("#")
-    found.update((row.frame, row.image_id) for row in rows if row.path == path and str(row.frame) == frame)
-    return next(iter(found.values()), "")
 
 
 def _image(workspace: Workspace, image_id: str) -> Record:

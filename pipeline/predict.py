@@ -14,6 +14,7 @@ from pipeline.answers import Likeness, Prediction, answer_all
 from pipeline.arrivals import Arrivals, take_in
 from pipeline.calibrating import Calibration, calibration_of
 from pipeline.commands import print_json, say
+from pipeline.destinations import check_outside_sources
 from pipeline.head import Head, load_head
 from pipeline.overlays import write_overlays
 from pipeline.prediction_files import LINES, TABLE, provenance, record_of, write_predictions
@@ -80,12 +81,13 @@ def do_predict(workspace: Workspace, options: PredictOptions, *, as_json: bool) 
     Raises
     ------
     UsageError
-        If there is no such cell, or its method cannot be asked about one image.
+        If there is no such cell, its method cannot be asked about one image, or results would lie in a source.
     InventoryError
         If the cell is not committed, or the source cannot be used.
     InterruptedRunError
         If a signal stopped it; the same command goes on.
     """
+    check_outside_sources(workspace.paths, (options.out, options.overlay), options.source)
     asked = ask(workspace, options)
     records = [record_of(prediction, asked.about, names=options.names) for prediction in asked.predictions]
     out = options.out or workspace.paths.predictions.report(digest_json([asked.about, records]))

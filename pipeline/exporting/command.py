@@ -10,6 +10,7 @@ from pathlib import Path
 from manifests.errors import ConfigError, ExitCode, UsageError
 from manifests.runs import new_run_id
 from pipeline.commands import print_json, say
+from pipeline.destinations import check_outside_sources
 from pipeline.exporting.folder import ExportFolder, default_folder, export_identity
 from pipeline.exporting.kinds import KINDS, PROVENANCE, Kind
 from pipeline.exporting.selection import Selection, select_export
@@ -38,10 +39,11 @@ def do_export(workspace: Workspace, kind: str, options: ExportOptions, *, as_jso
     Raises
     ------
     UsageError
-        If there is no such export, stage or split, or an extra is not installed.
+        If there is no such export, stage or split, the folder lies in a source, or an extra is not installed.
     RefusedError
         If the stage is not complete, the folder holds anything else, or the disk fails.
     """
+    check_outside_sources(workspace.paths, [options.out], workspace.source)
     if kind == PROVENANCE:
         return _export_crate(workspace, options, as_json=as_json)
     if kind not in KINDS:

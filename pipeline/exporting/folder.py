@@ -15,13 +15,14 @@ from typing import Any, Final
 from manifests import disk
 from manifests.errors import StoreError
 from manifests.fingerprint import digest_json
-from manifests.forgetting import EXPORT_RECORD as RECORD
 from manifests.forgetting import WITHDRAWALS
+from manifests.layout import EXPORT_RECORD as RECORD
+from manifests.layout import EXPORT_SCHEMA
 from pipeline.exporting.selection import Selection
 
 PARTS: Final = ".parts"
 """Folder of finished parts of a file that is not finished; deleted with the export's end."""
-SCHEMA: Final = {"schema": "medfocus.export", "schema_version": 1}
+SCHEMA: Final = {"schema": EXPORT_SCHEMA, "schema_version": 1}
 SHOWN: Final = 12
 """Hex digits of a digest in names and messages."""
 

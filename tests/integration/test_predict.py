@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from manifests.drops import load_drops, load_rows
+from manifests.ingest import IngestOptions, ingest
 from manifests.layout import DatasetPaths
 from manifests.types import Split
 from stages.prediction.picture import picture_height
@@ -280,3 +281,42 @@ def test_gc_after_a_withdrawal_removes_pixels_and_predictions(study: Study, tmp_
     assert not told_before.exists()
     assert list((study.dataset / "predictions" / "calibrations").iterdir()) == []
     assert "predictions/" not in study.cli("gc", "--workdir", study.work).out
+
+
+def ingested_and_killed(study: Study, scans: Path) -> None:
+    """What a `predict` leaves that was killed just after its drop was written."""
+    paths = DatasetPaths(study.dataset)
+    shutil.rmtree(paths.predictions.root)
+    reading = load_drops(paths)[-1].reading
+    ingest(paths.predictions, scans, IngestOptions(dataset="phantoms", labelled=False, reading=reading))
+
+
+def test_images_are_read_from_the_folder_that_is_named(study: Study, tmp_path: Path) -> None:
+    first = copy_source(beside(finished_of(study), "scans"), tmp_path / "first")
+    ingested_and_killed(study, first)
+    second = tmp_path / "second"
+    first.rename(second)
+    first.mkdir()
+    (second / "scan-0.png").rename(second / "other.png")
+    (second / "scan-0_mask.png").rename(second / "other_mask.png")
+    assert predict(study, second, tmp_path / "out", "--cell", CELL, "--overlay", tmp_path / "pictures").code == 0
+    assert_same(told(tmp_path / "out"), told(beside(finished_of(study), "out")))
+    assert {row["mask_status"] for row in table(tmp_path / "out" / "predictions.csv")} == {"ok"}
+    assert len(list((tmp_path / "pictures").iterdir())) == 6
+
+
+def test_image_whose_file_was_away_is_tried_again_once_it_is_back(study: Study, tmp_path: Path) -> None:
+    scans, part = copy_source(beside(finished_of(study), "scans"), tmp_path / "scans"), tmp_path / "part"
+    ingested_and_killed(study, scans)
+    part.mkdir()
+    for name in ("scan-0.png", "scan-0_mask.png"):
+        (scans / name).rename(part / name)
+    assert predict(study, scans, tmp_path / "without", "--cell", CELL).code == 0
+    assert len(told(tmp_path / "without")) == 5
+    assert predict(study, part, tmp_path / "alone", "--cell", CELL).code == 0
+    for name in ("scan-0.png", "scan-0_mask.png"):
+        (part / name).rename(scans / name)
+    assert predict(study, scans, tmp_path / "out", "--cell", CELL).code == 0
+    assert_same(told(tmp_path / "out"), told(beside(finished_of(study), "out")))
+    runs = list((study.dataset / "predictions" / "runs").iterdir())
+    assert len(runs) == 2, "nothing is left to compute when all are back"

@@ -259,3 +259,15 @@ def test_report_names_every_file_of_the_source_known_ones_too(paths, source):
     again = take(paths, source).files
     assert sorted(again) == ["a/2.png", "a/3.png", "a/4.png", "b/0.png", "b/1.png"]
     assert {path: again[path] for path in first} == first
+
+
+@pytest.mark.parametrize(
+    ("record", "new"),
+    [('{"schema": "medfocus.export"}', 0), ('{"schema": "another"}', 1), ("[]", 1), ("{", 1)],
+)
+def test_export_in_a_source_is_passed_over_and_another_folder_is_not(paths, source, record, new):
+    take(paths, source)
+    put(source, "b/out/9.png", 9)
+    put(source, "b/out/export.json", record.encode())
+    report = take(paths, source)
+    assert (report.new, report.ignored) == (new, 1)

@@ -139,6 +139,7 @@ def test_repeated_export_gives_the_same_bytes(exported: Exported, tmp_path: Path
 
 
 def test_source_that_is_gone_is_a_line_of_the_index(exported: Exported, tmp_path: Path) -> None:
-    workspace = Workspace(exported.workspace.paths, exported.workspace.config, tmp_path)
+    (tmp_path / "empty").mkdir()
+    workspace = Workspace(exported.workspace.paths, exported.workspace.config, tmp_path / "empty")
     assert do_export(workspace, "dicom-seg", ExportOptions(tmp_path / "out"), as_json=False) == ExitCode.FAILURES
     assert "file.missing" in (tmp_path / "out" / "index.csv").read_text()

@@ -21,9 +21,11 @@ from manifests.commits import publish_chunk, read_rows, retire
 from manifests.errors import InventoryError, StoreError, UsageError
 from manifests.types import Chunk, ImageRow, ItemOutcome, Status, UnitResult
 from manifests.withdrawals import withdraw
+from pipeline.destinations import check_outside_sources
 from pipeline.exporting.command import ExportOptions, do_export
 from pipeline.mending import do_gc
 from pipeline.plan import input_digests
+from pipeline.predict import PredictOptions, do_predict
 from pipeline.workspace import Workspace
 from stages.base import empty_arrays, status_array
 from stages.images import Placement, place, unletterbox
@@ -317,3 +319,27 @@ def test_withdrawn_image_is_in_no_later_export_and_gc_takes_the_earlier_one(
     assert not (newer / f"{gone}.png").exists()
     do_gc(study.paths, 0, delete=True, as_json=False)
     assert list(study.paths.exports.iterdir()) == [newer]
+
+
+@pytest.mark.parametrize("kind", ["png", "provenance"])
+def test_export_into_a_source_is_refused_before_anything_is_written(
+    study: Workspace, tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "link").symlink_to(study.drops[0].source_root)
+    for source in (Path(study.drops[0].source_root), tmp_path / "link"):
+        with pytest.raises(UsageError, match="lies in a source folder"):
+            do_export(study, kind, ExportOptions(source / "out"), as_json=False)
+        assert not (source / "out").exists()
+
+
+def test_results_may_not_lie_where_predicted_images_or_a_mounted_source_are(study: Workspace, tmp_path: Path) -> None:
+    check_outside_sources(study.paths, [None, tmp_path / "out"], tmp_path / "scans")
+    with pytest.raises(UsageError, match="lies in a source folder"):
+        check_outside_sources(study.paths, [None, tmp_path / "scans" / "out"], tmp_path / "scans")
+
+
+@pytest.mark.parametrize("option", ["out", "overlay"])
+def test_predictions_into_their_source_are_refused(study: Workspace, tmp_path: Path, option: str) -> None:
+    options = PredictOptions(tmp_path, **{option: tmp_path / "new"})  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="lies in a source folder"):
+        do_predict(study, options, as_json=False)
