@@ -42,7 +42,7 @@ OUTSIDE_FINGERPRINTS = {
     ("slca", "views"),
     ("lora", "views"),
 }
-SECTIONS_OUTSIDE = ("study", "cluster")
+SECTIONS_OUTSIDE = ("study", "cluster", "reading")
 
 
 def name_of(page: Path) -> str:
