@@ -467,8 +467,11 @@ def forbidden(tmp_path: Path) -> Path:
     return source
 
 
-def test_file_that_this_user_may_not_read_is_a_row_with_its_reason(forbidden: Path, tmp_path: Path) -> None:
+def test_file_that_this_user_may_not_read_is_a_row_with_its_reason(
+    forbidden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths = DatasetPaths(tmp_path / "work" / "d")
+    monkeypatch.setenv("MEDFOCUS_SALT_FILE", str(tmp_path / "work" / "salt"))
     with nobody():
         report = ingest(paths, forbidden, IngestOptions(dataset="d", labels=forbidden / "labels.csv"))
     (forbidden / "2.png").chmod(0)
