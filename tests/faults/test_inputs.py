@@ -27,6 +27,7 @@ from manifests.drops import load_audit, load_drops, load_rows
 from manifests.errors import InventoryError
 from manifests.ingest import IngestOptions, ingest
 from manifests.layout import DatasetPaths
+from manifests.pseudonyms import read_salt
 from manifests.readers import MAX_PIXELS, ImageSource, probe
 from manifests.types import ImageRow, Status
 from pipeline.config import load_config
@@ -471,6 +472,7 @@ def test_file_that_this_user_may_not_read_is_a_row_with_its_reason(
     forbidden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = DatasetPaths(tmp_path / "work" / "d")
+    read_salt()  # as root, so that what Python imports for it is there
     monkeypatch.setenv("MEDFOCUS_SALT_FILE", str(tmp_path / "work" / "salt"))
     with nobody():
         report = ingest(paths, forbidden, IngestOptions(dataset="d", labels=forbidden / "labels.csv"))
