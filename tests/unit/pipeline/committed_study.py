@@ -108,11 +108,13 @@ def _scores(workspace: Workspace, cell: Cell, flagged: int, correct: int) -> dic
     }
     other = dict(zip(workspace.classes, (*workspace.classes[1:], workspace.classes[0]), strict=True))
     lines = [
-        f"{row.image_id},drop-001,{row.row},{row.label},{told},{int(i < flagged)}"
+        f"{row.image_id},drop-001,{row.row},{row.label},{told},{int(i < flagged)},"
+        + ",".join("0.8" if name == told else "0.1" for name in workspace.classes)
         for i, row in enumerate(test)
         for told in (row.label if i < correct else other[row.label],)
     ]
-    predictions = "\n".join(["image_id,drop,row,label,predicted,flagged", *lines]) + "\n"
+    header = ",".join(("image_id,drop,row,label,predicted,flagged", *(f"p_{name}" for name in workspace.classes)))
+    predictions = "\n".join([header, *lines]) + "\n"
     return {"scores.json": json.dumps(scores), "predictions.csv": predictions}
 
 

@@ -178,8 +178,8 @@ def test_altered_scores_are_refused(study: Workspace) -> None:
 
 
 def test_class_name_that_a_table_program_would_misread_is_a_prediction(study: Workspace) -> None:
-    assert pipeline.committed._plain("'=round") == "=round"
-    assert pipeline.committed._plain("NA") == "NA"
+    assert pipeline.committed.plain_name("'=round") == "=round"
+    assert pipeline.committed.plain_name("NA") == "NA"
     right = [item.predicted == item.label for item in report_data(study).gallery]
     assert {item.predicted for item in report_data(study).gallery} == set(study.classes)
     assert any(right)
