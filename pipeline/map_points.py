@@ -39,7 +39,9 @@ def take_points(workspace: Workspace, committed: Committed) -> MapPoints | None:
         for chunk in drop.chunks():
             arrays = read_rows(store, chunk, ("image", "status"))
             for index, row in enumerate(workspace.chunk_rows(chunk)):
-                if arrays["status"][index] in (Status.OK, Status.FALLBACK) and row.image_id not in workspace.withdrawn:
+                usable = arrays["status"][index] in (Status.OK, Status.FALLBACK)
+                usable = usable and bool(np.isfinite(arrays["image"][index]).all())
+                if usable and row.image_id not in workspace.withdrawn:
                     rows.append(row)
                     vectors.append(np.asarray(arrays["image"][index]))
                     blank = np.zeros((THUMBNAIL_PX, THUMBNAIL_PX), np.uint8)
