@@ -149,8 +149,7 @@ class ImageSource:
         with _told_of_the_mask():
             mask = decoder.mask(data, self._request(row))
         if mask.shape != (row.height, row.width):
-            sizes = f"mask {mask.shape[1]} x {mask.shape[0]} px, image {row.width} x {row.height} px"
-            raise ReadError("mask.size", sizes)
+            raise _other_size(mask.shape[::-1], (row.width, row.height))
         return mask
 
     def _check_same_frames(self, row: ImageRow, mask: str) -> None:
@@ -161,8 +160,7 @@ class ImageSource:
         if image.frames != other.frames:
             raise ReadError("mask.frames", f"the mask has {other.frames}, the image {image.frames}")
         if (image.width, image.height) != (other.width, other.height):
-            sizes = f"mask {other.width} x {other.height} px, image {image.width} x {image.height} px"
-            raise ReadError("mask.size", sizes)
+            raise _other_size((other.width, other.height), (image.width, image.height))
         if len(image.affine) != len(other.affine) or not np.allclose(image.affine, other.affine, 1e-3, 1e-2):
             raise ReadError("mask.geometry", "mask and image are volumes of other axes, spacing or origin")
 
@@ -187,6 +185,11 @@ class ImageSource:
             _KEPT.clear()
             _KEPT[key] = found
         return found
+
+
+def _other_size(mask: tuple[int, ...], image: tuple[int, int]) -> ReadError:
+    """What is said of a mask whose width and height are not its image's."""
+    return ReadError("mask.size", f"mask {mask[0]} x {mask[1]} px, image {image[0]} x {image[1]} px")
 
 
 def mask_key(row: ImageRow) -> str:

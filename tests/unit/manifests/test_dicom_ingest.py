@@ -23,20 +23,6 @@ from tests.unit.manifests.pictures import put
 CANARY = "DOE-JANE-1969"
 
 
-@pytest.fixture(autouse=True)
-def salt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    file = tmp_path / "private" / "salt"
-    monkeypatch.setenv("MEDFOCUS_SALT_FILE", str(file))
-    return file
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    folder = tmp_path / "source"
-    folder.mkdir()
-    return folder
-
-
 def ct(seed: int = 0, frames: int = 1, **elements: Any) -> bytes:
     """A file of noise of a seed's own."""
     shape = (frames, 8, 9) if frames > 1 else (8, 9)

@@ -16,20 +16,6 @@ from manifests.types import Split
 from tests.unit.manifests.pictures import encode, noise, put, row
 
 
-@pytest.fixture(autouse=True)
-def salt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    file = tmp_path / "private" / "salt"
-    monkeypatch.setenv("MEDFOCUS_SALT_FILE", str(file))
-    return file
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    folder = tmp_path / "source"
-    folder.mkdir()
-    return folder
-
-
 def labels(found: Scan) -> dict[str, str]:
     return {item.path: item.label for item in found.items}
 

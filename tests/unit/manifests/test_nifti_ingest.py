@@ -24,13 +24,6 @@ from tests.unit.manifests.pictures import encode, put
 SHAPE = (6, 7, 5)
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    folder = tmp_path / "source"
-    folder.mkdir()
-    return folder
-
-
 def volume(seed: int) -> bytes:
     return zipped(nifti(np.random.default_rng(seed).integers(0, 1000, SHAPE).astype(np.int16)))
 

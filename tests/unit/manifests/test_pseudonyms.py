@@ -14,20 +14,6 @@ from manifests.pseudonyms import read_salt
 from tests.unit.manifests.pictures import put
 
 
-@pytest.fixture(autouse=True)
-def salt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    file = tmp_path / "private" / "salt"
-    monkeypatch.setenv("MEDFOCUS_SALT_FILE", str(file))
-    return file
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    folder = tmp_path / "source"
-    folder.mkdir()
-    return folder
-
-
 def with_csv(source: Path, text: str, columns: dict[str, str] | None = None) -> Scan:
     return scan(source, columns, put(source.parent, "labels.csv", text.encode()))
 
