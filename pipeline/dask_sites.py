@@ -19,6 +19,7 @@ from distributed import Client, LocalCluster, Security
 from manifests.errors import ConfigError, RefusedError
 from pipeline.cluster_config import ClusterConfig
 from pipeline.dask_cluster import UNITS_IN_FLIGHT, DaskCluster
+from pipeline.logs import log
 from pipeline.worker import Prepare
 from pipeline.workforce import Workforce
 
@@ -26,6 +27,8 @@ LIBRARIES: Final = ("OMP", "MKL", "OPENBLAS")
 ROLES: Final = ("client", "scheduler", "worker")
 CONNECT_S: Final = 30
 """Patience with a scheduler that does not answer, in seconds."""
+STARTS: Final = 3
+"""Attempts at starting the workers of this machine: whatever kills one meanwhile is not there to stay."""
 ONE_DEATH: Final = {"distributed.scheduler.allowed-failures": 0}
 """Dask tells of a worker's first death; `DaskCluster` counts, because it knows whose fault a death was."""
 
@@ -44,6 +47,11 @@ def local_cluster(config: ClusterConfig, workers: int, scratch: str, *, gpu: boo
         Folder for Dask's own temporary files.
     gpu : bool
         Each worker takes a GPU.
+
+    Raises
+    ------
+    RefusedError
+        If workers die while they start, again and again.
     """
     environment = {f"{name}_NUM_THREADS": str(config.threads) for name in LIBRARIES}
     settings = {
@@ -59,7 +67,19 @@ def local_cluster(config: ClusterConfig, workers: int, scratch: str, *, gpu: boo
     try:
         with (
             dask.config.set(settings),
-            LocalCluster(
+            _started(workers, scratch, workforce, gpu=gpu) as cluster,
+            Client(cluster) as client,
+        ):
+            client.register_plugin(Prepare())
+            yield DaskCluster(client, workers, config.retries, workforce)
+    finally:
+        nanny.removeHandler(workforce.last_words)
+
+
+def _started(workers: int, scratch: str, workforce: Workforce, *, gpu: bool) -> LocalCluster:
+    for attempt in range(1, STARTS + 1):
+        try:
+            return LocalCluster(
                 n_workers=workers,
                 threads_per_worker=UNITS_IN_FLIGHT if gpu else 1,
                 processes=True,
@@ -68,13 +88,15 @@ def local_cluster(config: ClusterConfig, workers: int, scratch: str, *, gpu: boo
                 local_directory=scratch,
                 silence_logs=logging.CRITICAL,
                 resources={"GPU": 1} if gpu else None,
-            ) as cluster,
-            Client(cluster) as client,
-        ):
-            client.register_plugin(Prepare())
-            yield DaskCluster(client, workers, config.retries, workforce)
-    finally:
-        nanny.removeHandler(workforce.last_words)
+            )
+        except RuntimeError as error:
+            if attempt == STARTS:
+                raise RefusedError(
+                    f"The worker processes do not start: {workforce.last_words.text}.",
+                    "Is there memory for them? Fewer: --workers 1. What was committed stands.",
+                ) from error
+            log.warning("a worker process died while it started; all are started again")
+    raise AssertionError("unreachable")
 
 
 @dataclass(frozen=True, slots=True)

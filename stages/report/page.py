@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from manifests.disk import PARTIAL, disk_errors, make_private, place, write_atomic, write_synced
@@ -72,6 +72,15 @@ def _plots(data: ReportData, summary: pd.DataFrame, compared: pd.DataFrame) -> l
         drawing = (plots.confusion_plot, plots.reliability_plot, plots.roc_plot)
         found += [draw(data.probabilities, pairs, data.classes) for draw in drawing]
     return found
+
+
+def template_of(name: str) -> Template:
+    """A page of this package; every text that it is given is escaped."""
+    loader = PackageLoader("stages.report", "")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(name)
 
 
 def layout_digest() -> str:
@@ -137,10 +146,9 @@ def render(data: ReportData, findings: Findings, drawn: Mapping[str, bytes]) -> 
     -------
     str
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     summary = findings.summary
     here = files("stages.report")
-    template = environment.from_string((here / "page.html").read_text("utf-8"))
+    template = template_of("page.html")
     script = (here / "page.js").read_text("utf-8")
     first, *others = [(plot, figures.data_uri(drawn[plot.name], "image/svg+xml")) for plot in findings.plots]
     return template.render(

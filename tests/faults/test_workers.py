@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from manifests.commits import read_commit
 from manifests.drops import load_drops, load_rows
+from manifests.errors import RefusedError
 from manifests.layout import DatasetPaths
 from manifests.types import Status
 from pipeline import dask_cluster
@@ -55,6 +60,51 @@ def test_unit_that_kills_its_worker_fails_alone_and_names_the_signal(
     assert isinstance(outcomes[0], WorkerDiedError)
     assert "signal 9" in str(outcomes[0])
     assert all(isinstance(outcomes[i], UnitReport) for i in (1, 2, 3))
+
+
+@contextlib.contextmanager
+def strikes(most: int) -> Iterator[None]:
+    """Workers are killed as soon as they appear, so many at most."""
+    killed: set[int] = set()
+    over = threading.Event()
+
+    def strike() -> None:
+        while len(killed) < most and not over.wait(0.01):
+            for child in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if child.pid not in killed and "spawn_main" in " ".join(child.cmdline()) and len(killed) < most:
+                        child.kill()
+                        killed.add(child.pid)
+
+    thread = threading.Thread(target=strike)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    assert killed
+
+
+def test_worker_that_is_killed_while_it_starts_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(dask_cluster, "attempt_unit", attempt)
+    with strikes(1), local_cluster(ClusterConfig(), 2, str(tmp_path / "scratch")) as cluster:
+        outcomes = [result for _, result in cluster.run([task(tmp_path, i) for i in range(3)], lambda: None)]
+    assert all(isinstance(result, UnitReport) for result in outcomes)
+    assert len(outcomes) == 3
+    assert "died while it started" in caplog.text
+
+
+def test_workers_that_die_whenever_they_start_are_a_clear_error(tmp_path: Path) -> None:
+    with (
+        strikes(1000),
+        pytest.raises(RefusedError, match=r"do not start: .*signal 9") as caught,
+        local_cluster(ClusterConfig(), 1, str(tmp_path / "scratch")),
+    ):
+        pass
+    assert "--workers 1" in caught.value.fix
 
 
 def test_workers_leave_signals_to_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,16 +46,16 @@ def test_busi_test_images_get_the_study_s_numbers_and_x_rays_are_unlike(cli: Cli
     assert cli("ingest", tmp_path / "busi", "--dataset", "busi", *work).code == 0
     assert cli("run", "--stage", "probes", *work, *ORIGINAL).code == 0
     for name, source in {"test": tmp_path / "busi" / "test", "x-rays": x_rays}.items():
-        done = cli("predict", source, "--out", tmp_path / name, *work, *ORIGINAL)
+        done = cli("predict", source, "--out", tmp_path / f"answers-{name}", *work, *ORIGINAL)
         assert done.code == 0, done.err
     expected = {row["image_id"]: row for row in table(next(tmp_path.rglob("original-100-0/predictions.csv")))}
-    found = table(tmp_path / "test" / "predictions.csv")
+    found = table(tmp_path / "answers-test" / "predictions.csv")
     assert len(found) == len(expected) == 3 * TEST
     columns = [name for name in found[0] if name.startswith("p_")]
     for row in found:
         same = expected[row["image_id"]]
         np.testing.assert_allclose([float(row[c]) for c in columns], [float(same[c]) for c in columns], atol=1e-6)
     assert sum(row["unlike"] == "1" for row in found) <= 4
-    strangers = table(tmp_path / "x-rays" / "predictions.csv")
+    strangers = table(tmp_path / "answers-x-rays" / "predictions.csv")
     assert len(strangers) == XRAYS
     assert sum(row["unlike"] == "1" for row in strangers) == XRAYS

@@ -105,7 +105,7 @@ def test_table_shows_points_interval_and_p() -> None:
     right = {"original": [[False] * 40], "roi": [[True] * 40], "medfocus": [[False] * 40]}
     table = comparison_table(compare(answers(right)))
     assert [row[0].text for row in table.rows] == ["medfocus", "roi"]
-    assert [cell for row in table.rows for cell in row[2:]] == [
+    assert [(cell.text, cell.note) for row in table.rows for cell in row[2:]] == [
         ("+0.0", "+0.0 to +0.0\np 1.000"),
         ("+100.0 *", "+100.0 to +100.0\np < 0.001"),
     ]
