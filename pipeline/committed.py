@@ -91,16 +91,48 @@ def read_artifact(workspace: Workspace, node: Node, commit: Commit, name: str) -
     return data
 
 
-def predictions(workspace: Workspace, committed: Committed, policy: str) -> dict[str, str]:
-    """Predicted class by image_id, of medfocus on its largest training subset with the first seed."""
-    for key, cells in committed.cells.items():
-        node = workspace.nodes[key]
-        fitted = [cell for cell in cells if cell.method == "medfocus"]
-        if node.policy == policy and fitted:
-            largest = max(fitted, key=lambda cell: (cell.fraction, cell.shots, -cell.seed))
-            text = read_artifact(workspace, node, cells[largest], "predictions.csv").decode("utf-8")
-            return {r["image_id"]: plain_name(r["predicted"]) for r in csv.DictReader(io.StringIO(text, newline=""))}
-    return {}
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What one method says of the test images."""
+
+    method: str
+    training: str
+    classes: Mapping[str, str]
+    """Predicted class by image_id."""
+
+
+def predictions(workspace: Workspace, committed: Committed, policy: str | None, methods: Sequence[str]) -> Told | None:
+    """Answers of the first of the methods that has some, on its largest training subset with the first seed.
+
+    Parameters
+    ----------
+    workspace : Workspace
+        Data set and configuration.
+    committed : Committed
+        What `look_up` found.
+    policy : str or None
+        Mask policy; None for methods that see no mask, whichever branch has them.
+    methods : Sequence[str]
+        In order of preference.
+
+    Raises
+    ------
+    DamagedError
+        If predictions are missing or not what was committed.
+    """
+    probes = [key for key in committed.cells if workspace.nodes[key].stage == "probes"]
+    own = [key for key in probes if not workspace.nodes[key].backbone]
+    nodes = [workspace.nodes[key] for key in own if policy in (None, workspace.nodes[key].policy)]
+    for method in methods:
+        for node in nodes:
+            fitted = [cell for cell in committed.cells[node.key] if cell.method == method]
+            if fitted:
+                largest = max(fitted, key=lambda cell: (cell.fraction, cell.shots, -cell.seed))
+                file = read_artifact(workspace, node, committed.cells[node.key][largest], "predictions.csv")
+                lines = csv.DictReader(io.StringIO(file.decode("utf-8"), newline=""))
+                told = {line["image_id"]: plain_name(line["predicted"]) for line in lines}
+                return Told(method, largest.training, told)
+    return None
 
 
 def plain_name(name: str) -> str:

@@ -5,28 +5,34 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from manifests.commits import read_rows
-from manifests.drops import Drop
 from manifests.errors import ReadError
 from manifests.readers import ImageSource
 from manifests.store import StageStore
-from manifests.types import ImageRow, Split, Status
-from pipeline.committed import Committed, predictions
+from manifests.types import Chunk, ImageRow, Split
+from pipeline.committed import Committed, Told, predictions
 from pipeline.graph import Node
 from pipeline.workspace import Workspace
 from stages.images import letterbox
+from stages.report.answer import ASKED
+from stages.report.comparison import REFERENCE
 from stages.report.data import GalleryItem
+from stages.report.figures import THUMBNAIL_PX
+from stages.report.outcomes import OUTCOMES, TEST_COLUMNS, counts, pick
 
-MOST_PER_CLASS = 4
-"""Test images of one class under one policy."""
-MOST = 240
-"""Pictures of a page in all, unless there are more pairs of class and policy; about 20 kB each."""
-ARRAYS = ("mask", "masked_image", "status")
+MOST_PER_OUTCOME: Final = 3
+"""Test images of one class and outcome under one policy."""
+MOST: Final = 96
+"""Pictures of a page in all, unless there are more triples of policy, class and outcome; about 100 kB each."""
+MOST_PROPOSALS: Final = 24
+"""Candidates that are drawn of an image."""
+ARRAYS: Final = ("mask", "masked_image", "status")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +42,14 @@ class Pictures:
     items: Sequence[GalleryItem]
     unreadable: Mapping[str, int]
     """Pictures whose source file could not be read, by reason."""
+    outcomes: pd.DataFrame
+    """Test images by policy, class and who was right."""
+    asked: tuple[str, str]
+    """Methods with and without mask whose answers these are; empty where there is none."""
 
 
-def take_pictures(workspace: Workspace, nodes: Sequence[Node], committed: Committed) -> Pictures:
-    """A few test images of every class under every policy, with what the largest probe said of them.
+def take_pictures(workspace: Workspace, nodes: Sequence[Node], committed: Committed, facts: pd.DataFrame) -> Pictures:
+    """A few test images of every class, policy and outcome, with what the largest probes said of them.
 
     Parameters
     ----------
@@ -49,6 +59,8 @@ def take_pictures(workspace: Workspace, nodes: Sequence[Node], committed: Commit
         Masks nodes whose every chunk is committed.
     committed : Committed
         Where predictions are.
+    facts : DataFrame
+        What `mask_facts` says of them.
 
     Returns
     -------
@@ -57,39 +69,99 @@ def take_pictures(workspace: Workspace, nodes: Sequence[Node], committed: Commit
     """
     items: list[GalleryItem] = []
     unreadable: Counter[str] = Counter()
-    most = max(1, min(MOST_PER_CLASS, MOST // max(1, len(nodes) * len(workspace.classes))))
+    without = predictions(workspace, committed, None, (REFERENCE,))
+    of_policies = {node.policy: predictions(workspace, committed, node.policy, ASKED) for node in nodes}
+    tests = {node.policy: _tests(facts, node.policy, of_policies[node.policy], without) for node in nodes}
+    order = {name: place for place, name in enumerate(workspace.classes)}
+    tests = {
+        policy: test.sort_values("label", key=lambda labels: labels.map(order), kind="stable")
+        for policy, test in tests.items()
+    }
+    most = max(1, min(MOST_PER_OUTCOME, MOST // max(1, len(nodes) * len(workspace.classes) * len(OUTCOMES))))
     for node in nodes:
-        predicted = predictions(workspace, committed, node.policy)
-        for drop, row, arrays in _chosen(workspace, node, most):
-            original = _original(workspace.image_source(drop.drop_id), row, arrays["mask"].shape[-1], unreadable)
+        told, picked = of_policies[node.policy], pick(tests[node.policy], most)
+        for chosen, row, arrays in _arrays(workspace, node, committed, picked):
+            source = workspace.image_source(str(chosen["drop"]))
             items.append(
                 GalleryItem(
-                    image=original,
+                    image=_original(source, row, arrays["mask"].shape[-1], unreadable),
                     mask=arrays["mask"],
                     masked=arrays["masked_image"],
                     label=row.label,
-                    predicted=predicted.get(row.image_id, ""),
-                    status=Status(int(arrays["status"])).name.lower(),
+                    predicted=told.classes.get(row.image_id, "") if told else "",
+                    status=str(chosen["status"]),
                     caption=row.image_id,
                     policy=node.policy,
+                    outcome=str(chosen["outcome"]),
+                    without=without.classes.get(row.image_id, "") if without else "",
+                    proposals=arrays.get("proposals"),
+                    iou=None if np.isnan(chosen["iou"]) else float(chosen["iou"]),
                 )
             )
-    return Pictures(tuple(items), dict(sorted(unreadable.items())))
+    first = next((told for told in of_policies.values() if told), None)
+    counted = [counts(policy, test) for policy, test in tests.items()]
+    return Pictures(
+        tuple(items),
+        dict(sorted(unreadable.items())),
+        pd.concat(counted, ignore_index=True) if counted else counts("", pd.DataFrame(columns=list(TEST_COLUMNS))),
+        (first.method if first else "", without.method if without else ""),
+    )
 
 
-def _chosen(workspace: Workspace, node: Node, most: int) -> Iterator[tuple[Drop, ImageRow, dict[str, Any]]]:
-    """The first test images of every class that did not fail: the same ones under every policy."""
-    taken: Counter[str] = Counter()
+def _tests(facts: pd.DataFrame, policy: str, told: Told | None, without: Told | None) -> pd.DataFrame:
+    """Test images of a policy that did not fail, with `TEST_COLUMNS`, in the order of the store."""
+    own = facts[(facts["mask"] == policy) & (facts["split"] == Split.TEST) & (facts["status"] != "failed")]
+    quality = own["iou"] if own["iou"].notna().any() else own["score"]
+    # A supplied or fixed mask has no score that tells one from another.
+    quality = quality if quality.nunique() > 1 else quality * np.nan
+    return own.assign(
+        label=own["class"],
+        with_mask=_right(own, told),
+        without=_right(own, without),
+        quality=quality,
+    )
+
+
+def _right(own: pd.DataFrame, told: Told | None) -> pd.Series:
+    said = own["image"].map(told.classes if told else {})
+    right: pd.Series = (said == own["class"]).astype("boolean").where(said.notna())
+    return right
+
+
+def _arrays(
+    workspace: Workspace, node: Node, committed: Committed, picked: pd.DataFrame
+) -> Iterator[tuple[dict[Any, Any], ImageRow, dict[str, NDArray[Any]]]]:
+    """Each picked row with its arrays, a chunk of the store at a time."""
+    key = node.inputs.get("proposals", "")
+    proposing = workspace.nodes[key] if key in committed.chunks else None
+    found: dict[Any, tuple[dict[Any, Any], ImageRow, dict[str, NDArray[Any]]]] = {}
     for drop in workspace.drops:
-        store = StageStore.load(workspace.root(node, drop.drop_id))
-        for chunk in drop.chunks():
-            rows = workspace.chunk_rows(chunk)
-            wanted = [i for i, row in enumerate(rows) if row.split == Split.TEST and taken[row.label] < most]
-            arrays = read_rows(store, chunk, ARRAYS) if wanted else {}
-            for i in wanted:
-                if taken[rows[i].label] < most and arrays["status"][i] != Status.FAILED:
-                    taken[rows[i].label] += 1
-                    yield drop, rows[i], {name: np.asarray(array[i]) for name, array in arrays.items()}
+        of_drop = picked[picked["drop"] == drop.drop_id]
+        for chunk in drop.chunks() if len(of_drop) else ():
+            inside = of_drop[of_drop["row"].between(chunk.start, chunk.stop - 1)]
+            if len(inside):
+                arrays = _read(workspace, node, chunk, ARRAYS)
+                more = _read(workspace, proposing, chunk, ("candidates", "candidate_scores")) if proposing else {}
+                rows = workspace.chunk_rows(chunk)
+                for index, chosen in zip(inside.index, inside.to_dict("records"), strict=True):
+                    at = int(chosen["row"]) - chunk.start
+                    own = {name: np.array(array[at]) for name, array in arrays.items()}
+                    if more:
+                        own["proposals"] = _proposals(more["candidates"][at], more["candidate_scores"][at])
+                    found[index] = chosen, rows[at], own
+    yield from (found[index] for index in picked.index)
+
+
+def _read(workspace: Workspace, node: Node, chunk: Chunk, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    return read_rows(StageStore.load(workspace.root(node, chunk.drop)), chunk, names)
+
+
+def _proposals(packed: NDArray[np.uint8], scores: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Candidates that there are, (k, T, T), the surest first."""
+    sure = np.where(np.isnan(scores[:, 0]), -np.inf, scores[:, 0])
+    order = [i for i in np.argsort(-sure, kind="stable").tolist() if np.isfinite(sure[i])][:MOST_PROPOSALS]
+    masks = np.unpackbits(packed[order], axis=-1).astype(bool)
+    return np.array([letterbox(mask, THUMBNAIL_PX)[0] for mask in masks]).reshape(-1, THUMBNAIL_PX, THUMBNAIL_PX)
 
 
 def _original(source: ImageSource, row: ImageRow, side: int, unreadable: Counter[str]) -> NDArray[np.uint8] | None:

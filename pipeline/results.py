@@ -9,12 +9,10 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import pandas as pd
 
-from manifests.commits import read_rows
 from manifests.drops import load_audit
 from manifests.errors import InventoryError
 from manifests.fingerprint import digest_json
@@ -26,10 +24,18 @@ from pipeline.gallery import Pictures, take_pictures
 from pipeline.graph import Node
 from pipeline.lineage import lineage
 from pipeline.map_points import take_points
+from pipeline.mask_facts import mask_facts, mask_nodes
 from pipeline.workspace import Workspace
 from stages.methods import sees_masks
 from stages.models.registry import UNTRAINED
-from stages.report.data import ANSWER_COLUMNS, FAILURE_COLUMNS, LEDGER_COLUMNS, PROBABILITY_COLUMNS, ReportData
+from stages.report.data import (
+    ANSWER_COLUMNS,
+    FAILURE_COLUMNS,
+    LEDGER_COLUMNS,
+    MASK_COLUMNS,
+    PROBABILITY_COLUMNS,
+    ReportData,
+)
 from stages.report.page import PAGE, layout_digest, write_report
 from stages.report.tables import place
 
@@ -161,28 +167,28 @@ def _sees_masks(workspace: Workspace, node: Node, method: str) -> bool:
     return sees_masks(workspace.config.baselines.view if node.stage == "baselines" else method)
 
 
-def mask_ledger(workspace: Workspace, committed: Committed) -> pd.DataFrame:
-    """Images by mask policy, split and class: how many have a mask, fell back or failed, and the mean mask area."""
-    counts: dict[tuple[str, str, str], Counter[str]] = {}
-    areas: dict[tuple[str, str, str], list[float]] = {}
-    for node in _masks(workspace, committed):
-        for drop in workspace.drops:
-            store = StageStore.load(workspace.root(node, drop.drop_id))
-            for chunk in drop.chunks():
-                arrays = read_rows(store, chunk, ("status", "area_fraction"))
-                for row, status, area in zip(workspace.chunk_rows(chunk), *arrays.values(), strict=True):
-                    if row.image_id in workspace.withdrawn:
-                        continue
-                    key = (node.policy, str(row.split), row.label)
-                    counts.setdefault(key, Counter()).update(["n", Status(int(status)).name.lower()])
-                    if status == Status.OK:
-                        areas.setdefault(key, []).append(float(area))
-    columns = LEDGER_COLUMNS[3:-1]
-    rows = [
-        (*key, *(found[c] for c in columns), fmean(areas[key]) if key in areas else None)
-        for key, found in sorted(counts.items(), key=lambda item: _place(workspace, *item[0]))
-    ]
-    return pd.DataFrame(rows, columns=list(LEDGER_COLUMNS)).astype({"mean_area": "float64"})
+def mask_ledger(workspace: Workspace, facts: pd.DataFrame) -> pd.DataFrame:
+    """Images by mask policy, split and class: how many have a mask, fell back or failed, and the mean mask area.
+
+    Parameters
+    ----------
+    workspace : Workspace
+        Says the order of policies and classes.
+    facts : DataFrame
+        What `mask_facts` found.
+
+    Returns
+    -------
+    DataFrame
+        With `LEDGER_COLUMNS`.
+    """
+    groups = facts.groupby(["mask", "split", "class"], sort=False)
+    found = groups["status"].value_counts().unstack(fill_value=0)
+    found = found.reindex(columns=["ok", "fallback", "failed"], fill_value=0)
+    ledger = found.assign(n=groups.size(), mean_area=groups["area"].mean()).reset_index()
+    places = [_place(workspace, *key) for key in zip(ledger["mask"], ledger["split"], ledger["class"], strict=True)]
+    order = sorted(range(len(ledger)), key=lambda i: places[i])
+    return ledger.iloc[order].reset_index(drop=True)[list(LEDGER_COLUMNS)]
 
 
 def _place(workspace: Workspace, policy: str, split: str, label: str) -> tuple[int, int, int]:
@@ -190,10 +196,6 @@ def _place(workspace: Workspace, policy: str, split: str, label: str) -> tuple[i
     policies = [node.policy for node in workspace.nodes.values() if node.stage == "masks"]
     classes = [*workspace.classes, label]
     return policies.index(policy), list(Split).index(Split(split)), classes.index(label)
-
-
-def _masks(workspace: Workspace, committed: Committed) -> list[Node]:
-    return [workspace.nodes[key] for key in committed.chunks if workspace.nodes[key].stage == "masks"]
 
 
 def failure_table(committed: Committed) -> pd.DataFrame:
@@ -243,7 +245,8 @@ def report_data(workspace: Workspace) -> ReportData:
     """
     committed = look_up(workspace)
     scores = score_table(workspace, committed)
-    pictures = take_pictures(workspace, _masks(workspace, committed), committed)
+    facts = mask_facts(workspace, committed)
+    pictures = take_pictures(workspace, mask_nodes(workspace, committed), committed, facts)
     command = report_command(workspace)
     return ReportData(
         dataset=workspace.paths.name,
@@ -257,9 +260,12 @@ def report_data(workspace: Workspace) -> ReportData:
         probabilities=probability_table(workspace, committed),
         published=workspace.config.study.published,
         cards=model_cards(workspace, committed),
-        ledger=mask_ledger(workspace, committed),
+        ledger=mask_ledger(workspace, facts),
         failures=failure_table(committed),
         gallery=pictures.items,
+        masks=facts[list(MASK_COLUMNS)],
+        outcomes=pictures.outcomes,
+        asked=pictures.asked,
         points=take_points(workspace, committed),
         incomplete=committed.incomplete,
         unreadable=pictures.unreadable,

@@ -11,7 +11,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from manifests.audit import Audit
+from stages.images import Placement
 from stages.report.embedding_map import MapPoints
+from stages.report.outcomes import COUNT_COLUMNS
 
 SCORE_COLUMNS: Final = (
     "mask",
@@ -37,8 +39,21 @@ ANSWER_COLUMNS: Final = ("mask", "method", "training", "seed", "image", "group",
 PROBABILITY_COLUMNS: Final = ("mask", "method", "training", "seed", "image", "truth", "predicted")
 """Of one test image in one cell of its method's largest training subset; `truth` and `predicted` are class indices, and
 `p_0`, `p_1`, ... follow, the probabilities of the classes."""
+MASK_COLUMNS: Final = ("mask", "split", "class", "status", "area", "score", "iou")
+"""Of one image under one policy; area as a share of the image, and NaN where a number is not known."""
 LEDGER_COLUMNS: Final = ("mask", "split", "class", "n", "ok", "fallback", "failed", "mean_area")
 FAILURE_COLUMNS: Final = ("stage", "status", "reason", "n")
+
+
+@dataclass(frozen=True, slots=True)
+class Heat:
+    """Where one method looked in an image."""
+
+    method: str
+    values: NDArray[np.float32]
+    """(h, w) in [0, 1], over equal cells of a part of the canvas."""
+    box: Placement
+    """That part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +76,15 @@ class GalleryItem:
     """Pseudonymous name, such as the image_id."""
     policy: str
     """Mask policy."""
+    outcome: str = "first"
+    """One of `stages.report.outcomes.OUTCOMES`."""
+    without: str = ""
+    """Class predicted without any mask; empty if that is not known."""
+    proposals: NDArray[np.bool_] | None = None
+    """Candidates of the segmenter, (k, T, T), T = `THUMBNAIL_PX`, the surest first; None where none was asked."""
+    iou: float | None = None
+    """Of the mask with a supplied one; None if there is none."""
+    heats: tuple[Heat, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +120,12 @@ class ReportData:
     failures: pd.DataFrame
     """Failed and fallback images by stage, status and reason with `FAILURE_COLUMNS`."""
     gallery: Sequence[GalleryItem]
+    masks: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(MASK_COLUMNS)))
+    """A row for each image and policy with `MASK_COLUMNS`."""
+    outcomes: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(COUNT_COLUMNS)))
+    """Test images by policy, class and who was right, with `stages.report.outcomes.COUNT_COLUMNS`."""
+    asked: tuple[str, str] = ("", "")
+    """The methods with and without mask whose answers the outcomes and the gallery tell."""
     points: MapPoints | None = None
     """Images of the map; None where there is none."""
     published: str = "none"
@@ -116,6 +146,8 @@ class ReportData:
             ("probabilities", self.probabilities, PROBABILITY_COLUMNS),
             ("ledger", self.ledger, LEDGER_COLUMNS),
             ("failures", self.failures, FAILURE_COLUMNS),
+            ("masks", self.masks, MASK_COLUMNS),
+            ("outcomes", self.outcomes, COUNT_COLUMNS),
         ):
             missing = [column for column in columns if column not in frame.columns]
             if missing:

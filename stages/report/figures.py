@@ -8,18 +8,20 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from stages.images import OVERLAY_COLOUR, letterbox, outline
+from stages.images import OVERLAY_COLOUR, Placement, letterbox, outline
 from stages.report.tables import amount, amounts, by_kind
 
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's palette (jfly.uni-koeln.de/color), told apart by every common kind of colour vision."""
+BRIGHT: Final = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7")
+"""The same palette's colours that stand out on dark images."""
 WITHOUT_MASK: Final = {"original": ("#000000", "s", "-"), "constant": ("#777777", "", ":")}
 """Colour, marker and line of the methods that see no mask."""
 MARKERS: Final = {"medfocus": ("o", "-"), "masked": ("^", "--")}
@@ -118,6 +120,60 @@ def outlined(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.ui
     out: NDArray[np.uint8] = small.copy()
     out[edge] = OVERLAY_COLOUR
     return out
+
+
+def proposed(image: NDArray[np.uint8], candidates: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """An image with the edges of all candidates drawn on it, the surest on top, at the thumbnail's size.
+
+    Parameters
+    ----------
+    image : ndarray of uint8, (S, S, 3)
+        RGB canvas.
+    candidates : ndarray of bool, (k, THUMBNAIL_PX, THUMBNAIL_PX)
+        The surest first.
+
+    Returns
+    -------
+    ndarray of uint8, (THUMBNAIL_PX, THUMBNAIL_PX, 3)
+    """
+    small, _ = letterbox(image, THUMBNAIL_PX)
+    out: NDArray[np.uint8] = small.copy()
+    for turn in reversed(range(len(candidates))):
+        out[outline(candidates[turn], 1)] = _rgb(BRIGHT[turn % len(BRIGHT)])
+    return out
+
+
+def heated(image: NDArray[np.uint8], values: NDArray[np.float32], box: Placement) -> NDArray[np.uint8]:
+    """An image in grey under a map of where a classifier looked, at the thumbnail's size.
+
+    The colours (`inferno`) grow lighter with the value, so that they are read in grey and by every colour vision.
+
+    Parameters
+    ----------
+    image : ndarray of uint8, (S, S, 3)
+        RGB canvas.
+    values : ndarray of float32, (h, w)
+        In [0, 1], over equal cells of `box`.
+    box : Placement
+        Part of the canvas; what lies outside was not seen and stays dark.
+
+    Returns
+    -------
+    ndarray of uint8, (THUMBNAIL_PX, THUMBNAIL_PX, 3)
+    """
+    side = image.shape[0]
+    over = np.zeros((side, side), np.float32)
+    scaled = Image.fromarray(values).resize((box.width, box.height), Image.Resampling.BILINEAR)
+    over[box.slices] = np.clip(np.asarray(scaled), 0, 1)
+    grey = image.mean(axis=2, keepdims=True)
+    colour = colormaps["inferno"](over)[..., :3] * 255
+    share = 0.25 + 0.5 * over[..., None]
+    mixed = (1 - share) * grey + share * colour
+    return letterbox(np.rint(mixed).astype(np.uint8), THUMBNAIL_PX)[0]
+
+
+def _rgb(colour: str) -> tuple[int, ...]:
+    return tuple(bytes.fromhex(colour.removeprefix("#")))
 
 
 def thumbnail_uri(image: NDArray[np.uint8]) -> str:

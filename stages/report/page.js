@@ -28,7 +28,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
 }
 
 const viewer = document.getElementById("viewer");
-const pictures = [...document.querySelectorAll("figure.picture")];
+const all = [...document.querySelectorAll("figure.picture")];
+let pictures = all; // those of the chosen class
 let shown = 0;
 
 function show(index) {
@@ -45,16 +46,27 @@ function show(index) {
       return panel;
     }),
   );
-  viewer.querySelector(".told").textContent = `class ${figure.dataset.label}\n${figure.querySelector("figcaption").innerText}`;
+  viewer.querySelector(".told").textContent = figure.querySelector("figcaption").innerText;
   viewer.querySelector(".position").textContent = `${shown + 1} of ${pictures.length}`;
 }
 
-pictures.forEach((figure, index) => {
+for (const figure of all) {
   figure.querySelector("button").addEventListener("click", () => {
-    show(index);
+    show(pictures.indexOf(figure));
     viewer.showModal();
   });
-});
+}
+
+function choose(button, buttons) {
+  for (const other of buttons) other.setAttribute("aria-pressed", String(other === button));
+  const { label } = button.dataset;
+  for (const figure of all) figure.hidden = label !== undefined && figure.dataset.label !== label;
+  pictures = all.filter((figure) => !figure.hidden);
+  for (const group of document.querySelectorAll(".outcome")) group.hidden = !group.querySelector("figure:not([hidden])");
+}
+
+const choices = [...document.querySelectorAll(".filter button")];
+for (const button of choices) button.addEventListener("click", () => choose(button, choices));
 
 viewer?.addEventListener("keydown", (event) => {
   if (event.key === "ArrowRight") show(shown + 1);

@@ -21,10 +21,12 @@ from manifests.fingerprint import digest_bytes, digest_json
 from stages.report import figures, notes, plots, tables
 from stages.report.answer import answer_of
 from stages.report.comparison import REFERENCE, compare, comparison_table, near_best
-from stages.report.data import FAILURE_COLUMNS, SCORE_COLUMNS, GalleryItem, ReportData
+from stages.report.data import FAILURE_COLUMNS, SCORE_COLUMNS, ReportData
 from stages.report.diagnostics import chosen
+from stages.report.gallery_view import NO_LABEL, gallery_groups
 from stages.report.map_view import Map
 from stages.report.markdown import Section, markdown
+from stages.report.mask_figures import mask_plot
 from stages.report.plots import Plot
 from stages.report.published import published_table
 
@@ -68,6 +70,8 @@ def _plots(data: ReportData, summary: pd.DataFrame, compared: pd.DataFrame) -> l
     found = [Plot("learning_curve", "Learning curve", text, figures.learning_curve(summary), summary[points])]
     controls = plots.controls_plot(compared)
     found += [controls] if controls else []
+    spread = mask_plot(data.masks, data.classes)
+    found += [spread] if spread else []
     if pairs := chosen(data.probabilities, summary):
         drawing = (plots.confusion_plot, plots.reliability_plot, plots.roc_plot)
         found += [draw(data.probabilities, pairs, data.classes) for draw in drawing]
@@ -168,15 +172,21 @@ def render(data: ReportData, findings: Findings, drawn: Mapping[str, bytes]) -> 
         published=published_table(data.published) if data.published != "none" else None,
         seeds=tables.each_seed(data.scores),
         curve=first,
-        plots=[(plot, uri) for plot, uri in others if findings.map is None or plot is not findings.map.plot],
+        plots=[(plot, uri) for plot, uri in others if plot.name not in ("embedding_map", "masks")],
+        mask_plot=next(((plot, uri) for plot, uri in others if plot.name == "masks"), None),
         map=findings.map,
         map_picture=next((uri for plot, uri in others if findings.map and plot is findings.map.plot), ""),
         methods=[(m, tables.description(m)) for m in dict.fromkeys(summary["method"])],
         masks=tables.mask_table(data.ledger),
         failures=tables.plain(data.failures, FAILURE_COLUMNS, names=3) if len(data.failures) else None,
+        facts=_facts(data, tables.n_flagged(data.scores)),
         drops=_drops(data.drops),
         cards=[_card(card) for card in data.cards],
-        gallery=_gallery(data.gallery, data.classes),
+        gallery=gallery_groups(data.gallery, data.classes),
+        attention=False,
+        shown_classes=list(dict.fromkeys(item.label or NO_LABEL for item in data.gallery)),
+        outcomes=tables.outcome_table(data.outcomes) if len(data.outcomes) else None,
+        asked=_asked(data),
         unreadable=", ".join(f"{reason} {count}" for reason, count in data.unreadable.items()),
         n_unreadable=sum(data.unreadable.values()),
     )
@@ -189,15 +199,21 @@ def twin(data: ReportData, findings: Findings) -> str:
     accuracy = [tables.headline(part, marks=findings.marks) for part in tables.by_kind(summary)]
     unflagged = [tables.headline(part, unflagged=True) for part in tables.by_kind(summary)]
     differences = [comparison_table(part) for part in tables.by_kind(compared)]
-    flagged = tables.n_flagged(data.scores)
+    flagged, right = tables.n_flagged(data.scores), tables.outcome_table(data.outcomes)
     sections = [
         Section("Test accuracy in percent", best, accuracy),
         *([Section(f"Without the {flagged} flagged test images", "", unflagged)] if flagged else []),
         *([Section(f"Against {REFERENCE}", "Percentage points.", differences)] if len(compared) else []),
         Section("All measures, on the largest training subset", "", [tables.other_measures(summary)]),
+        *([Section("Who was right", _asked(data), [right])] if len(data.outcomes) else []),
         Section("Masks", "", [tables.mask_table(data.ledger)]),
     ]
     return markdown(data, answer_of(summary, compared), notes.warnings_of(data), sections)
+
+
+def _asked(data: ReportData) -> str:
+    seen, blind = data.asked
+    return f"Test images by the answers of {seen} and {blind}, each on its largest training subset, first seed."
 
 
 def _without_flagged(answers: pd.DataFrame) -> list[tables.Table]:
@@ -223,25 +239,21 @@ def _card(card: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _gallery(items: Sequence[GalleryItem], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Items by class in the order of the classes, other labels last; one image under all policies side by side."""
-    labels = [*classes, *(item.label for item in items if item.label not in classes)]
-    images = list(dict.fromkeys(item.caption for item in items))
-    ordered = sorted(items, key=lambda item: images.index(item.caption))
-    grouped = {label: [_picture(item) for item in ordered if item.label == label] for label in labels}
-    return [{"label": label or "(no label)", "pictures": pictures} for label, pictures in grouped.items() if pictures]
-
-
-def _picture(item: GalleryItem) -> dict[str, Any]:
-    panels = [("what the image encoder sees", item.masked)]
-    if item.image is not None:
-        outlined = figures.outlined(item.image, item.mask)
-        panels = [("image", item.image), ("outline of the mask", outlined), *panels]
-    return {
-        "item": item,
-        "right": item.predicted == item.label,
-        "panels": [(name, figures.thumbnail_uri(pixels)) for name, pixels in panels],
-    }
+def _facts(data: ReportData, flagged: int) -> list[tuple[str, str]]:
+    """What the study is about, in the fewest words."""
+    low, high = int(data.scores["n_test"].min()), int(data.scores["n_test"].max())
+    tested = f"{high} images" if low == high else f"{low} to {high} images"
+    told = f"{flagged} of them flagged: they, or their patients, also occur in training" if flagged else "none flagged"
+    drops = ", ".join(f"{drop['id']} ({drop['n_items']} images, {drop['created']})" for drop in data.drops)
+    seeds = ", ".join(str(seed) for seed in sorted(data.scores["seed"].unique()))
+    models = [f"{card.get('name', 'unnamed')}{' (untrained)' * notes.is_untrained(card)}" for card in data.cards]
+    return [
+        ("Drops", drops),
+        ("Test set", f"{tested}, {told}"),
+        ("Training", f"up to {int(data.scores['n_train'].max())} images, seeds {seeds}"),
+        ("Models", ", ".join(models) or "none"),
+        ("Made", data.created),
+    ]
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -39,7 +39,7 @@ class Plot:
 def confusion_plot(probabilities: pd.DataFrame, pairs: Sequence[tuple[str, str]], classes: Sequence[str]) -> Plot:
     """A matrix for each method: rows are true classes, in percent of the row, with the number of answers."""
     figure, axes = _panels(len(pairs), width=1.6 + 0.75 * len(classes), height=1.7 + 0.7 * len(classes))
-    names, found = [_short(name) for name in classes], []
+    names, found = [short(name) for name in classes], []
     for panel, (mask, method) in zip(axes, pairs, strict=False):
         counts = confusion(_of(probabilities, mask, method), len(classes))
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -85,7 +85,7 @@ def roc_plot(probabilities: pd.DataFrame, pairs: Sequence[tuple[str, str]], clas
         curves = roc_curves(_of(probabilities, mask, method), classes)
         panel.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1)
         for index, curve in curves.groupby("class_index"):
-            name, area = _short(classes[int(str(index))]), float(curve["auroc"].iloc[0])
+            name, area = short(classes[int(str(index))]), float(curve["auroc"].iloc[0])
             turn = int(str(index))
             (line,) = panel.plot(curve["false_positive_rate"], curve["true_positive_rate"], linewidth=1.6)
             line.set_color(COLOURS[turn % len(COLOURS)])
@@ -152,7 +152,8 @@ def _title(mask: str, method: str) -> str:
     return f"{method}\nmask {mask}" if mask else method
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
+    """A name that fits beside an axis."""
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 

@@ -12,7 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from stages.images import Placement
+from stages.report.data import Heat
 from stages.report.embedding_map import MapPoints
+from stages.report.figures import THUMBNAIL_PX
+from stages.report.outcomes import COUNT_COLUMNS
 from stages.report.page import write_report
 from tests.unit.stages.test_report import answers, data, item, ledger, probabilities, study
 
@@ -62,7 +66,21 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page of a small study."""
     told = probabilities(answers(study()))
     tables = [ledger((1, 9), classes=NAMES[:2]), ledger(classes=NAMES[2:])]
-    gallery = [item(name, predicted=other, caption=f"picture of {name}") for name in NAMES for other in NAMES[:2]]
+    gallery = [
+        item(
+            name,
+            predicted=other,
+            without=name,
+            caption=f"picture of {name}",
+            outcome="worst" if name == LEFTWARD else "lost",
+            proposals=np.zeros((3, THUMBNAIL_PX, THUMBNAIL_PX), bool),
+            heats=(Heat("medfocus", np.eye(4, dtype=np.float32), Placement(0, 0, 64, 64)),),
+        )
+        for name in NAMES
+        for other in NAMES[:2]
+    ]
+    measured = {"mask": "union", "split": "test", "status": "ok", "area": 0.2, "score": 0.6, "iou": 0.5}
+    outcomes = [("union", name, 10, 4, 3, 2, 1) for name in NAMES]
     shown = data(
         dataset=SCRIPT,
         classes=NAMES,
@@ -70,6 +88,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         probabilities=told.assign(p_2=0.0, p_3=0.0),
         ledger=pd.concat(tables, ignore_index=True),
         gallery=gallery,
+        masks=pd.DataFrame([{**measured, "class": name} for name in NAMES for _ in range(5)]),
+        outcomes=pd.DataFrame(outcomes, columns=list(COUNT_COLUMNS)),
+        asked=("medfocus", "original"),
         cards=[{"name": LONG, QUOTES: SCRIPT}],
         points=points(),
     )

@@ -72,10 +72,36 @@ def test_picture_enlarges_arrow_moves_on_and_escape_closes(open_report: Open) ->
     for _ in range(2):
         page.keyboard.press("ArrowLeft")
     assert viewer.locator(".position").inner_text() == "8 of 8"
-    assert viewer.locator(".told").inner_text().startswith(f"class {LEFTWARD}")
+    assert viewer.locator(".told").inner_text().startswith(LEFTWARD)
     page.keyboard.press("Escape")
     assert not viewer.is_visible()
     assert opened.complaints == []
+
+
+def test_classes_are_chosen_and_the_viewer_visits_them_alone(open_report: Open) -> None:
+    opened = open_report()
+    page, viewer = opened.page, opened.page.locator("#viewer")
+    chosen = page.locator(".filter button").filter(has_text="alert(1)")
+    chosen.click()
+    assert chosen.get_attribute("aria-pressed") == "true"
+    assert page.locator(".filter button[aria-pressed=true]").count() == 1
+    visible = page.locator("figure.picture:visible")
+    assert visible.evaluate_all("figures => figures.map(figure => figure.dataset.label)") == [SCRIPT] * 2
+    visible.nth(1).get_by_role("button").click()
+    assert viewer.locator(".position").inner_text() == "2 of 2"
+    page.keyboard.press("ArrowRight")
+    assert viewer.locator(".position").inner_text() == "1 of 2"
+    page.keyboard.press("Escape")
+    page.locator(".filter button").first.click()
+    assert page.locator("figure.picture:visible").count() == 8
+    assert opened.complaints == []
+
+
+def test_group_without_a_picture_of_the_chosen_class_is_hidden(open_report: Open) -> None:
+    page = open_report().page
+    assert page.locator(".outcome h3:visible").count() == 2
+    page.locator(".filter button").filter(has_text=LEFTWARD).click()
+    assert page.locator(".outcome h3:visible").all_inner_texts() == ["Worst masks"]
 
 
 def test_pointer_on_the_map_shows_that_image(open_report: Open) -> None:
@@ -156,7 +182,7 @@ def test_everything_is_there_without_scripts(open_report: Open) -> None:
     assert page.locator("table.sortable").first.is_visible()
     assert page.locator("table.sortable").first.locator("tbody tr").count() == 3
     assert page.locator("#printed-map img").is_visible()
-    assert page.locator("img.figure").count() == 6
+    assert page.locator("img.figure").count() == 7
     assert all(figure.is_visible() for figure in page.locator("img.figure").all())
     assert page.locator("figure.picture").first.is_visible()
     assert not page.locator("#interactive").is_visible()

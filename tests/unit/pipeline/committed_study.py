@@ -52,7 +52,7 @@ def complete(workspace: Workspace, *keys: str, flagged: int = 0, correct: int = 
         else:
             for cell in workspace.cell_stage(node).cells():
                 files = (
-                    _scores(workspace, cell, flagged, correct) if node.stage in SCORED_STAGES else {"made.json": "{}"}
+                    scored(workspace, cell, flagged, correct) if node.stage in SCORED_STAGES else {"made.json": "{}"}
                 )
                 commit_cell(workspace, node, cell, files)
     workspace.forget_plans()
@@ -87,7 +87,7 @@ def commit_cell(workspace: Workspace, node: Node, cell: Cell, files: Mapping[str
     publish_cell(workspace.root(node), cell.unit, fill, {"inputs": cell_inputs(workspace, node, cell)})
 
 
-def _scores(workspace: Workspace, cell: Cell, flagged: int, correct: int) -> dict[str, str]:
+def scored(workspace: Workspace, cell: Cell, flagged: int, correct: int) -> dict[str, str]:
     """What a probe writes that gets `correct` of 6 test images right, a class of its own for each."""
     rows = [row for drop in workspace.drops for row in workspace.rows(drop.drop_id) if row.split == Split.TEST]
     test = sorted(rows, key=lambda row: row.path)

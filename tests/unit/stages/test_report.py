@@ -16,11 +16,12 @@ from PIL import Image
 from manifests.audit import check
 from manifests.confounds import Confound
 from manifests.errors import StoreError
+from stages.images import Placement
 from stages.report.answer import answer_of
 from stages.report.comparison import compare, near_best
-from stages.report.data import FAILURE_COLUMNS, GalleryItem, ReportData
+from stages.report.data import FAILURE_COLUMNS, GalleryItem, Heat, ReportData
 from stages.report.diagnostics import confusion, reliability, roc_curves
-from stages.report.figures import THUMBNAIL_PX, drawn, figure_bytes, learning_curve, outlined
+from stages.report.figures import THUMBNAIL_PX, drawn, figure_bytes, heated, learning_curve, outlined, proposed
 from stages.report.notes import warnings_of
 from stages.report.page import Findings, render, twin, write_report
 from stages.report.tables import Entry, by_kind, each_seed, headline, n_flagged, summarise, summary_table
@@ -292,16 +293,74 @@ def test_page_needs_neither_network_nor_other_files() -> None:
     assert "default-src 'none'" in html
 
 
-def test_pictures_stand_under_their_class_with_status_and_prediction() -> None:
-    html = page(gallery=[item("b", predicted="b", status="ok"), item("a")])
-    a, b = html.index("<h3><bdi>a</bdi></h3>"), html.index("<h3><bdi>b</bdi></h3>")
-    assert a < html.index("✗ predicted <bdi>b</bdi>") < b < html.index("✓ predicted <bdi>b</bdi>")
-    assert html.count('<span class="badge">fallback</span>') == 1
+def test_pictures_stand_under_their_outcome_by_class_with_status_and_both_answers() -> None:
+    gallery = [
+        item("b", predicted="b", without="a", status="ok", outcome="gained", iou=0.456),
+        item("a", outcome="lost", predicted="b", without="a"),
+        item("b", outcome="lost", predicted="a", without="b"),
+    ]
+    html = page(gallery=list(reversed(gallery)))
+    places = [
+        html.index(text) for text in ("Right with the mask, wrong without<", "Wrong with the mask, right without<")
+    ]
+    figures = [
+        html.index(f'<figure class="picture" data-label="{label}">', places[k]) for k, label in ((1, "a"), (1, "b"))
+    ]
+    assert places[0] < html.index("IoU 0.46") < places[1] < figures[0] < figures[1]
+    assert "Without a usable mask<" not in html
+    gained = html[places[0] : places[1]]
+    assert "✓ with mask: <bdi>b</bdi>" in gained
+    assert "✗ without mask: <bdi>a</bdi>" in gained
+    assert html.count('<span class="badge">fallback</span>') == 2
+
+
+def test_panels_are_image_proposals_mask_what_was_seen_and_where_each_classifier_looked() -> None:
+    heats = tuple(Heat(m, np.eye(4, dtype=np.float32), Placement(0, 0, 64, 64)) for m in ("medfocus", "original"))
+    proposals = np.zeros((2, THUMBNAIL_PX, THUMBNAIL_PX), bool)
+    html = page(gallery=[item(proposals=proposals, heats=heats)])
+    panels = re.findall(r'src="data:image/jpeg[^"]*" alt="([^"]*)"', html)
+    drawn = ["image", "2 proposals", "outline of the mask", "what the image encoder sees"]
+    assert panels == [*drawn, "where medfocus looked", "where original looked"]
+
+
+def test_edges_of_proposals_are_drawn_the_surest_on_top() -> None:
+    image = np.zeros((64, 64, 3), np.uint8)
+    candidates = np.zeros((2, THUMBNAIL_PX, THUMBNAIL_PX), bool)
+    candidates[0, 50:100, 50:100] = True
+    candidates[1, 50:200, 50:200] = True
+    drawn = proposed(image, candidates)
+    assert drawn[50, 60].tolist() == [0xE6, 0x9F, 0x00] != drawn[50, 150].tolist()
+    assert not drawn[70, 70].any()
+
+
+def test_heat_is_light_where_it_is_high_and_nothing_is_outside_its_box() -> None:
+    image = np.full((64, 64, 3), 60, np.uint8)
+    values = np.array([[0, 1], [0, 0]], np.float32)
+    drawn = heated(image, values, Placement(0, 0, 32, 64)).astype(int)
+    place = THUMBNAIL_PX // 64
+    assert drawn[8 * place, 56 * place].sum() > 2 * drawn[24 * place, 8 * place].sum()
+    assert (drawn[48 * place :] == drawn[63 * place, 63 * place]).all()
+
+
+def test_top_says_what_was_tested_and_on_what() -> None:
+    html = page()
+    top = html[html.index('class="card facts"') : html.index("<nav")]
+    for text in (
+        "first (60 images, 2026-01-01",
+        "20 images, none flagged",
+        "up to 40 images, seeds 0, 1, 2",
+        "lite0-minilm",
+    ):
+        assert text in top
+    assert "pipeline report" in top
+    assert "0123456789abcdef" * 4 in top
+    flagged = page(scores=study().assign(n_test_unflagged=17))
+    assert "20 images, 3 of them flagged" in flagged
 
 
 def test_one_image_stands_side_by_side_under_all_policies() -> None:
     html = page(gallery=[item(caption=c, policy=p) for p in ("union", "none") for c in ("01", "02")])
-    order = re.findall(r"mask (union|none).*?<br>(\d\d)", html, re.DOTALL)
+    order = re.findall(r"; mask (union|none).*?<br>(\d\d)", html, re.DOTALL)
     assert order == [("union", "01"), ("none", "01"), ("union", "02"), ("none", "02")]
 
 

@@ -1,0 +1,40 @@
+"""The gallery as the page shows it: pictures by outcome, each with its panels, answers and caption."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from stages.report import figures
+from stages.report.data import GalleryItem
+from stages.report.outcomes import OUTCOMES
+
+NO_LABEL = "(no label)"
+
+
+def gallery_groups(items: Sequence[GalleryItem], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Items by outcome, and by class in the order of the classes; one image under all policies side by side."""
+    labels = [*classes, *(item.label for item in items if item.label not in classes)]
+    images = list(dict.fromkeys(item.caption for item in items))
+    ordered = sorted(items, key=lambda item: (labels.index(item.label), images.index(item.caption)))
+    grouped = {title: [_picture(item) for item in ordered if item.outcome == name] for name, title in OUTCOMES.items()}
+    return [{"title": title, "pictures": pictures} for title, pictures in grouped.items() if pictures]
+
+
+def _picture(item: GalleryItem) -> dict[str, Any]:
+    panels = [("what the image encoder sees", item.masked)]
+    if item.image is not None:
+        drawn = [("image", item.image)]
+        if item.proposals is not None:
+            drawn.append((f"{len(item.proposals)} proposals", figures.proposed(item.image, item.proposals)))
+        panels = [*drawn, ("outline of the mask", figures.outlined(item.image, item.mask)), *panels]
+        for heat in item.heats:
+            panels.append((f"where {heat.method} looked", figures.heated(item.image, heat.values, heat.box)))
+    return {
+        "item": item,
+        "label": item.label or NO_LABEL,
+        "answers": [
+            (name, said, said == item.label) for name, said in (("with", item.predicted), ("without", item.without))
+        ],
+        "panels": [(name, figures.thumbnail_uri(pixels)) for name, pixels in panels],
+    }

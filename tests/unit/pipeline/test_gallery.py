@@ -1,0 +1,116 @@
+"""The gallery's pictures and the facts of masks are those of the stores, by what the answers say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from manifests.types import Split
+from pipeline import gallery, mask_facts
+from pipeline.committed import look_up, predictions
+from pipeline.gallery import take_pictures
+from pipeline.mask_facts import mask_nodes
+from pipeline.workspace import Workspace
+from tests.integration.pipelines import copy_source
+from tests.unit.pipeline.committed_study import commit_cell, complete, ingested, reopened, scored
+
+CORRECT = {"medfocus": 3, "masked": 1, "original": 5, "constant": 2}
+"""Right answers of each method, the first of the six test images in the order of their paths."""
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory, phantom_folder: Path) -> Workspace:
+    """Both policies complete; methods answer differently."""
+    workspace = ingested(tmp_path_factory.mktemp("study"), phantom_folder)
+    nodes = [node for node in workspace.nodes.values() if node.stage in ("masks", "embeddings", "texts", "fusion")]
+    complete(workspace, *(node.key for node in nodes))
+    for node in workspace.nodes.values():
+        if node.stage == "probes":
+            for cell in workspace.cell_stage(node).cells():
+                commit_cell(workspace, node, cell, scored(workspace, cell, 0, CORRECT[cell.method]))
+    return reopened(workspace)
+
+
+def pictures(study: Workspace) -> gallery.Pictures:
+    committed = look_up(study)
+    facts = mask_facts.mask_facts(study, committed)
+    return take_pictures(study, mask_nodes(study, committed), committed, facts)
+
+
+def by_path(study: Workspace) -> list[str]:
+    rows = [row for row in study.rows("drop-001") if row.split == Split.TEST]
+    return [row.image_id for row in sorted(rows, key=lambda row: row.path)]
+
+
+def test_images_that_only_the_unmasked_method_gets_right_are_lost(study: Workspace) -> None:
+    found = pictures(study)
+    lost = {(item.policy, item.caption) for item in found.items if item.outcome == "lost"}
+    assert lost == {(policy, image) for policy in ("supplied", "none") for image in by_path(study)[3:5]}
+    assert not [item for item in found.items if item.outcome == "gained"]
+    assert found.asked == ("medfocus", "original")
+    for item in found.items:
+        place = by_path(study).index(item.caption)
+        assert (item.predicted == item.label) == (place < CORRECT["medfocus"])
+        assert (item.without == item.label) == (place < CORRECT["original"])
+
+
+def test_outcomes_count_every_test_image_of_a_policy_once(study: Workspace) -> None:
+    outcomes = pictures(study).outcomes
+    assert outcomes.groupby("mask")["n"].sum().to_dict() == {"supplied": 6, "none": 6}
+    totals = outcomes[outcomes["mask"] == "supplied"][["both", "gained", "lost", "neither"]].sum()
+    assert totals.to_dict() == {"both": 3, "gained": 0, "lost": 2, "neither": 1}
+    assert outcomes["class"].tolist() == [*study.classes] * 2
+
+
+def test_gallery_holds_as_many_of_a_class_and_outcome_as_there_is_room_for(
+    study: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gallery, "MOST_PER_OUTCOME", 1)
+    shown = pictures(study).items
+    kinds = [(item.policy, item.label, item.outcome) for item in shown]
+    assert len(set(kinds)) == len(kinds)
+
+
+def test_answers_are_those_of_the_first_method_that_has_some_on_its_largest_subset(study: Workspace) -> None:
+    told = predictions(study, look_up(study), "none", ("overlay", "masked", "medfocus"))
+    assert told is not None
+    assert (told.method, told.training) == ("masked", "100 %")
+    labels = {row.image_id: row.label for row in study.rows("drop-001")}
+    assert sum(labels[image] == name for image, name in told.classes.items()) == CORRECT["masked"]
+    assert predictions(study, look_up(study), "none", ("overlay",)) is None
+    assert predictions(study, look_up(study), None, ("original",)) is not None
+
+
+def test_facts_are_those_of_the_stores(study: Workspace) -> None:
+    facts = mask_facts.mask_facts(study, look_up(study))
+    assert facts.groupby("mask").size().to_dict() == {"supplied": 18, "none": 18}
+    assert facts[facts["mask"] == "supplied"]["area"].between(0.01, 0.5).all()
+    assert facts[facts["mask"] == "supplied"]["iou"].isna().all()
+    assert set(facts["split"]) == {"train", "test"}
+
+
+def test_masks_are_compared_with_the_supplied_ones_of_some_test_images(
+    study: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mask_facts, "MOST_COMPARED", 4)
+    facts = mask_facts.mask_facts(study, look_up(study))
+    whole = facts[(facts["mask"] == "none") & (facts["status"] == "ok")]
+    compared = whole[whole["iou"].notna()]
+    own = facts[facts["mask"] == "supplied"].set_index("image")
+    assert len(compared) == 4
+    assert set(compared["split"]) == {"test"}
+    # The whole image's overlap with a mask is the mask's area.
+    np.testing.assert_allclose(compared["iou"], own.loc[compared["image"], "area"], atol=0.02)
+
+
+def test_empty_supplied_mask_is_not_compared_with(tmp_path: Path, phantom_folder: Path) -> None:
+    source = copy_source(phantom_folder, tmp_path / "source")
+    study = ingested(tmp_path, source)
+    for row in study.rows("drop-001"):
+        if row.mask_path:
+            with Image.open(source / row.mask_path) as mask:
+                Image.new("L", mask.size).save(source / row.mask_path)
+    assert mask_facts._supplied(study) == {}
