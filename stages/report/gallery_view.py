@@ -12,6 +12,12 @@ from stages.report.outcomes import OUTCOMES
 NO_LABEL = "(no label)"
 
 
+def shown_classes(items: Sequence[GalleryItem], classes: Sequence[str]) -> list[str]:
+    """Classes of the gallery in the order of the classes, other labels last."""
+    labels = dict.fromkeys((*classes, *(item.label for item in items)))
+    return [label or NO_LABEL for label in labels if any(item.label == label for item in items)]
+
+
 def gallery_groups(items: Sequence[GalleryItem], classes: Sequence[str]) -> list[dict[str, Any]]:
     """Items by outcome, and by class in the order of the classes; one image under all policies side by side."""
     labels = [*classes, *(item.label for item in items if item.label not in classes)]

@@ -149,12 +149,15 @@ function drawMap(points, name, places, tip) {
   return figure;
 }
 
-function tell(points, index, tip, box) {
-  const atlas = document.getElementById("atlas");
+function paint(points, index, canvas) {
   const { side } = points;
   const [left, top] = [(index % ATLAS_COLUMNS) * side, Math.floor(index / ATLAS_COLUMNS) * side];
-  const canvas = tip.querySelector("canvas");
+  const atlas = document.getElementById("atlas");
   canvas.getContext("2d").drawImage(atlas, left, top, side, side, 0, 0, canvas.width, canvas.height);
+}
+
+function tell(points, index, tip, box) {
+  paint(points, index, tip.querySelector("canvas"));
   const split = TOLD[points.splits[index]] ?? points.splits[index];
   tip.querySelector("span").textContent = `${points.images[index]}\n${points.names[points.labels[index]]}\n${split}`;
   tip.hidden = false;
@@ -185,4 +188,17 @@ if (stored) {
     ...splits.map((split) => legendEntry(split, "currentcolor", TOLD[split])),
   );
   interactive.hidden = false;
+  document.getElementById("atlas").decode().then(() => {
+    for (const heading of document.querySelectorAll(".pictured tbody th")) {
+      const index = points.images.indexOf(heading.textContent);
+      if (index < 0) continue;
+      const canvas = Object.assign(document.createElement("canvas"), { width: 64, height: 64 });
+      paint(points, index, canvas);
+      heading.prepend(canvas);
+    }
+  });
 }
+
+window.addEventListener("beforeprint", () => {
+  for (const folded of document.querySelectorAll("details")) folded.open = true;
+});

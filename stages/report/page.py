@@ -23,7 +23,7 @@ from stages.report.answer import answer_of
 from stages.report.comparison import REFERENCE, compare, comparison_table, near_best
 from stages.report.data import FAILURE_COLUMNS, SCORE_COLUMNS, ReportData
 from stages.report.diagnostics import chosen
-from stages.report.gallery_view import NO_LABEL, gallery_groups
+from stages.report.gallery_view import gallery_groups, shown_classes
 from stages.report.map_view import Map
 from stages.report.markdown import Section, markdown
 from stages.report.mask_figures import mask_plot
@@ -184,7 +184,7 @@ def render(data: ReportData, findings: Findings, drawn: Mapping[str, bytes]) -> 
         cards=[_card(card) for card in data.cards],
         gallery=gallery_groups(data.gallery, data.classes),
         attention=False,
-        shown_classes=list(dict.fromkeys(item.label or NO_LABEL for item in data.gallery)),
+        shown_classes=shown_classes(data.gallery, data.classes),
         outcomes=tables.outcome_table(data.outcomes) if len(data.outcomes) else None,
         asked=_asked(data),
         unreadable=", ".join(f"{reason} {count}" for reason, count in data.unreadable.items()),

@@ -118,6 +118,22 @@ def test_pointer_on_the_map_shows_that_image(open_report: Open) -> None:
     assert opened.complaints == []
 
 
+def test_outliers_stand_beside_their_thumbnails(open_report: Open) -> None:
+    opened = open_report()
+    rows = opened.page.locator(".pictured tbody th")
+    opened.page.wait_for_function("() => document.querySelector('.pictured canvas')")
+    assert rows.locator("canvas").count() == rows.count() > 0
+    drawn = "canvas => [...canvas.getContext('2d').getImageData(32, 32, 1, 1).data]"
+    assert rows.locator("canvas").first.evaluate(drawn)[:3] == pytest.approx([200] * 3, abs=8)
+    assert opened.complaints == []
+
+
+def test_folded_details_are_open_in_print(open_report: Open) -> None:
+    page = open_report().page
+    page.evaluate("() => window.dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("details:not([open])").count() == 0
+
+
 def test_arrow_keys_visit_the_points_of_a_map(open_report: Open) -> None:
     page = open_report().page
     tip, chart = page.locator(".tip span"), page.locator("#interactive svg[role=application]").nth(1)
