@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from manifests.commits import Commit
@@ -95,12 +95,16 @@ def predictions(workspace: Workspace, committed: Committed, policy: str) -> dict
     """Predicted class by image_id, of medfocus on its largest training subset with the first seed."""
     for key, cells in committed.cells.items():
         node = workspace.nodes[key]
-        fitted = [cell for cell in cells if cell.method == "medfocus"]
-        if node.policy == policy and fitted:
-            largest = max(fitted, key=lambda cell: (cell.fraction, cell.shots, -cell.seed))
-            text = read_artifact(workspace, node, cells[largest], "predictions.csv").decode("utf-8")
+        if node.policy == policy and (shown := largest(cells, "medfocus")):
+            text = read_artifact(workspace, node, cells[shown], "predictions.csv").decode("utf-8")
             return {r["image_id"]: plain_name(r["predicted"]) for r in csv.DictReader(io.StringIO(text, newline=""))}
     return {}
+
+
+def largest(cells: Iterable[Cell], method: str) -> Cell | None:
+    """The cell of a method's largest training subset with the first seed; None if there is none."""
+    fitted = [cell for cell in cells if cell.method == method]
+    return max(fitted, key=lambda cell: (cell.fraction, cell.shots, -cell.seed), default=None)
 
 
 def plain_name(name: str) -> str:
