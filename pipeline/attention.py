@@ -129,7 +129,10 @@ class _Taking:
     def left_out(self) -> list[str]:
         """Sentences that count the images without maps and the masks that were not used, by reason."""
         sentences = []
-        for what, failed in (("without maps", self._looker.failed), ("not compared with its mask", self._unusable)):
+        for what, failed in (
+            ("without a map", self._looker.failed),
+            ("not compared with a supplied mask", self._unusable),
+        ):
             for reason, images in sorted(failed.items()):
                 meaning = f"{REASONS[reason]} ({reason})" if reason in REASONS else reason
                 sentences.append(f"{len(images)} image{'s' * (len(images) > 1)} {what}: {meaning}.")

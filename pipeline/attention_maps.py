@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, product
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from manifests.commits import read_rows
 from manifests.store import StageStore
-from manifests.types import Chunk
+from manifests.types import Chunk, ChunkArrays
 from pipeline.attention_heads import UNMASKED, AttendedHead
 from pipeline.workspace import Workspace
 from stages.attention.pointing import relative
@@ -88,7 +88,7 @@ class Looker:
 
     def __init__(self, workspace: Workspace, model: ClipModel) -> None:
         self.failed: dict[str, set[tuple[str, int]]] = defaultdict(set)
-        """Images without a map, as drop and row, by reason."""
+        """Images that lack a map, as drop and row, by reason."""
         self._workspace = workspace
         self._model = model
         self._settings = workspace.config.embeddings
@@ -113,32 +113,28 @@ class Looker:
             If what is committed does not fit the model.
         """
         originals: dict[int, _Encoded] = {}
-        for _, group in groupby(heads, key=lambda head: head.node.key):
-            of_node = list(group)
-            reader = self._reader(of_node, chunk)
-            size = self._workspace.config.cluster.batch_items
-            for start in range(0, len(at), size):
-                shown = self._shown(reader, chunk, at[start : start + size])
-                for head in of_node if shown else ():
+        size = self._workspace.config.cluster.batch_items
+        for _, of_node in groupby(heads, key=lambda head: head.node.key):
+            together = list(of_node)
+            masks = self._masks(together[0], chunk)
+            for head, start in product(together, range(0, len(at), size)):
+                shown = self._shown(head, chunk, masks, at[start : start + size], originals)
+                if shown:
                     yield from self._look(head, chunk, shown, self._encode(head, shown, originals))
 
-    def _reader(self, heads: Sequence[AttendedHead], chunk: Chunk) -> MaskedReader:
-        masks = self._workspace.nodes[self._workspace.nodes[heads[0].node.inputs["embeddings"]].inputs["masks"]]
-        arrays = read_rows(StageStore.load(self._workspace.root(masks, chunk.drop)), chunk, ARRAYS)
-        views = [head.view for head in heads]
-        return MaskedReader(
-            self._workspace.chunk_rows(chunk),
-            self._workspace.image_source(chunk.drop),
-            arrays,
-            self._settings.canvas_px,
-            needs_source=any(view != self._settings.compositing for view in views),
-            shuffled=any("shuffled" in view for view in views),
-        )
+    def _masks(self, head: AttendedHead, chunk: Chunk) -> ChunkArrays:
+        node = self._workspace.nodes[self._workspace.nodes[head.node.inputs["embeddings"]].inputs["masks"]]
+        return read_rows(StageStore.load(self._workspace.root(node, chunk.drop)), chunk, ARRAYS)
 
-    def _shown(self, reader: MaskedReader, chunk: Chunk, at: Sequence[int]) -> list[MaskedCanvas]:
-        """Images of one batch that can be read."""
-        shown: list[MaskedCanvas] = []
+    def _shown(
+        self, head: AttendedHead, chunk: Chunk, masks: ChunkArrays, at: Sequence[int], originals: Container[int]
+    ) -> list[MaskedCanvas]:
+        """Images of one batch that can be read; their files only where the head must see more than is stored."""
+        rows, source = self._workspace.chunk_rows(chunk), self._workspace.image_source(chunk.drop)
+        picture, side, shown = _picture(head), self._settings.canvas_px, list[MaskedCanvas]()
         for position in at:
+            stored = picture == self._settings.compositing or (picture == UNMASKED and position in originals)
+            reader = MaskedReader(rows, source, masks, side, not stored, "shuffled" in head.view)
             (canvas,), (outcome,) = reader.read(position, 1)
             if canvas is None:
                 self.failed[outcome.reason].add((chunk.drop, outcome.row))
