@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from manifests.ingest import IngestOptions, ingest
 from manifests.layout import DatasetPaths
 from manifests.types import Split
 from pipeline.attention import SCORE_COLUMNS, Attention, take_attention
+from pipeline.attention_maps import NO_MEAN, NO_VECTOR, _Encoded, _problem, _Read
 from pipeline.committed import Committed, largest, look_up, plain_name, read_artifact
 from pipeline.config import load_config
 from pipeline.runner import Runner, RunOptions
@@ -271,6 +273,27 @@ def test_source_that_left_is_counted_by_reason(study: Workspace) -> None:
     )
     assert {m.method for m in attention.maps} == {"medfocus"}  # the masked image is stored
     assert len(attention.scores) == 0
+
+
+def test_damaged_head_is_one_sentence_and_the_others_are_asked(study: Workspace, tmp_path: Path) -> None:
+    shutil.copytree(study.paths.root, tmp_path / "phantoms")
+    copy = Workspace(DatasetPaths(tmp_path / "phantoms"), study.config)
+    root = copy.root(copy.nodes["probes[supplied]"])
+    (root / "commits" / "medfocus-100-0" / "coef.safetensors").write_bytes(b"")
+    attention, _ = look(copy)
+    assert {(m.policy, m.method) for m in attention.maps} == {("supplied", "original"), ("none", "medfocus")}
+    (sentence,) = attention.left_out
+    assert sentence.startswith("There are no maps of probes[supplied]/medfocus-100-0: ")
+    assert str(tmp_path) not in sentence
+
+
+def test_vector_that_is_no_mean_of_its_cells_has_no_map() -> None:
+    tokens = np.eye(4, 6, dtype=np.float32)
+    mean, weights = np.float32([0.5, 0.5, 0.5, 0.5, 0, 0]), np.ones(4, np.float32)
+    assert _problem(_Encoded(mean, tokens, None, (2, 2)), _Read(mean, weights)) == ""
+    assert _problem(_Encoded(tokens[0], tokens, None, (2, 2)), _Read(tokens[0], weights)) == NO_MEAN
+    assert _problem(_Encoded(tokens[0], tokens, weights, (2, 2)), _Read(tokens[0], None)) == ""
+    assert _problem(_Encoded(0 * mean, tokens, None, (2, 2)), _Read(0 * mean, weights)) == NO_VECTOR
 
 
 def test_study_without_probes_has_no_map(phantom_folder: Path, tmp_path: Path) -> None:
