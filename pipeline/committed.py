@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from manifests.commits import Commit
@@ -125,14 +125,18 @@ def predictions(workspace: Workspace, committed: Committed, policy: str | None, 
     nodes = [workspace.nodes[key] for key in own if policy in (None, workspace.nodes[key].policy)]
     for method in methods:
         for node in nodes:
-            fitted = [cell for cell in committed.cells[node.key] if cell.method == method]
-            if fitted:
-                largest = max(fitted, key=lambda cell: (cell.fraction, cell.shots, -cell.seed))
-                file = read_artifact(workspace, node, committed.cells[node.key][largest], "predictions.csv")
+            if shown := largest(committed.cells[node.key], method):
+                file = read_artifact(workspace, node, committed.cells[node.key][shown], "predictions.csv")
                 lines = csv.DictReader(io.StringIO(file.decode("utf-8"), newline=""))
                 told = {line["image_id"]: plain_name(line["predicted"]) for line in lines}
-                return Told(method, largest.training, told)
+                return Told(method, shown.training, told)
     return None
+
+
+def largest(cells: Iterable[Cell], method: str) -> Cell | None:
+    """The cell of a method's largest training subset with the first seed; None if there is none."""
+    fitted = [cell for cell in cells if cell.method == method]
+    return max(fitted, key=lambda cell: (cell.fraction, cell.shots, -cell.seed), default=None)
 
 
 def plain_name(name: str) -> str:

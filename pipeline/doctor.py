@@ -22,7 +22,7 @@ from pipeline.canary import device_name
 from pipeline.cluster_config import ClusterConfig
 from pipeline.config import RunConfig
 from pipeline.contend import KILLS, WRITERS, try_file_system
-from pipeline.gpus import visible_gpus
+from pipeline.gpus import device_here, visible_gpus
 from stages.canary import TOLERANCE, canary_image, distance, known_canary
 from stages.models.weights import WeightsFolder
 
@@ -161,7 +161,7 @@ def _canary(config: RunConfig) -> str:
     """The model that makes embeddings sees the canary as it did when its vector was recorded, if it was."""
     from stages.models.clip import load_clip
 
-    model, device = config.embeddings.model, "cuda" if visible_gpus() and config.cluster.device != "cpu" else "cpu"
+    model, device = config.embeddings.model, device_here(config.cluster.device)
     known, here = known_canary(model), device_name(device)
     features = known.features if known else config.embeddings.features
     clip = load_clip(model, device, config.embeddings.precision)

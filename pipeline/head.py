@@ -77,7 +77,7 @@ def load_head(workspace: Workspace, name: str | None) -> Head:
     commit = workspace.commit(node, cell.unit)
     if commit is None or stale_cell(workspace, node, cell):
         raise not_fitted(workspace, node, f"{node.key}/{cell.unit} is not fitted")
-    folder = checked_artifacts(workspace.root(node), cell.unit)
+    probe = load_probe(workspace, node, cell)
     data = cell_data(workspace, node, cell, "cpu")
     return Head(
         workspace,
@@ -85,10 +85,21 @@ def load_head(workspace: Workspace, name: str | None) -> Head:
         cell,
         commit,
         stage=cast("Probes", workspace.cell_stage(node)),
-        probe=LinearProbe.load(folder / "coef.safetensors"),
+        probe=probe,
         data=data,
         subset=train_indices(data, cell),
     )
+
+
+def load_probe(workspace: Workspace, node: Node, cell: Cell) -> LinearProbe:
+    """Load the probe of a committed cell.
+
+    Raises
+    ------
+    StoreError
+        If it is not committed, or not what was committed.
+    """
+    return LinearProbe.load(checked_artifacts(workspace.root(node), cell.unit) / "coef.safetensors")
 
 
 def find_cell(workspace: Workspace, name: str | None) -> tuple[Node, Cell]:

@@ -179,6 +179,24 @@ def composite(image: NDArray[np.uint8], mask: NDArray[np.bool_], mode: str, plac
     return COMPOSITING[mode](image, mask & content(placement, side), placement)
 
 
+def crop_extent(mask: NDArray[np.bool_], placement: Placement) -> Placement:
+    """What `crop` shows of the canvas: the mask's box with a margin, inside the image.
+
+    Raises
+    ------
+    ValueError
+        If the mask is empty.
+    """
+    ys, xs = (np.flatnonzero(mask.any(axis=axis)).tolist() for axis in (1, 0))
+    if not ys:
+        raise ValueError("mask: 'crop' needs a mask with at least one pixel in the image")
+    margin = round(CROP_MARGIN * max(ys[-1] - ys[0] + 1, xs[-1] - xs[0] + 1))
+    rows, columns = placement.slices
+    top, bottom = max(rows.start, ys[0] - margin), min(rows.stop, ys[-1] + 1 + margin)
+    left, right = max(columns.start, xs[0] - margin), min(columns.stop, xs[-1] + 1 + margin)
+    return Placement(top, left, bottom - top, right - left)
+
+
 def outline(mask: NDArray[np.bool_], width_px: int = OUTLINE_PX) -> NDArray[np.bool_]:
     """Inner edge of a mask, `width_px` pixels wide, (H, W) bool; the array's border counts as outside."""
     inside = mask
@@ -219,14 +237,7 @@ def _binary(_image: NDArray[np.uint8], mask: NDArray[np.bool_], _placement: Plac
 
 
 def _crop(image: NDArray[np.uint8], mask: NDArray[np.bool_], placement: Placement) -> NDArray[np.uint8]:
-    ys, xs = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    if not len(ys):
-        raise ValueError("mask: 'crop' needs a mask with at least one pixel in the image")
-    margin = round(CROP_MARGIN * max(ys[-1] - ys[0] + 1, xs[-1] - xs[0] + 1))
-    rows, columns = placement.slices
-    top, bottom = max(rows.start, ys[0] - margin), min(rows.stop, ys[-1] + 1 + margin)
-    left, right = max(columns.start, xs[0] - margin), min(columns.stop, xs[-1] + 1 + margin)
-    cropped, _ = letterbox(image[top:bottom, left:right], image.shape[0])
+    cropped, _ = letterbox(image[crop_extent(mask, placement).slices], image.shape[0])
     return cropped
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manifests.types import ItemOutcome, Status
-from stages.images import Placement, composite, content
+from stages.images import Placement, composite, content, crop_extent
 
 CONTROLS = ("inverted", "random-box", "shuffled")
 """Views under deliberately wrong masks: if they score like `masked`, it was not the mask that helped."""
@@ -89,6 +89,19 @@ class MaskedCanvas:
         """Part of a view's canvas that the model sees; `crop` fills a canvas of its own, which is used whole."""
         side = self.masked_image.shape[0]
         return model_box(self.placement, side, "letterbox" if name == "crop" else resize)
+
+    def seen(self, name: str, resize: str) -> Placement:
+        """Part of the image's own canvas that the model sees of a view, padding too.
+
+        That of `crop` is the square around what is cropped, to a pixel; it may stand over the edge of the canvas.
+        """
+        if name != "crop":
+            return self.box(name, resize)
+        side = len(self.mask)
+        extent = crop_extent(self.mask & content(self.placement, side), self.placement)
+        longest = max(extent.height, extent.width)
+        top, left = (longest - extent.height) // 2, (longest - extent.width) // 2
+        return Placement(extent.y0 - top, extent.x0 - left, longest, longest)
 
 
 def donors(groups: Sequence[str], usable: NDArray[np.bool_]) -> list[int]:

@@ -163,16 +163,6 @@ class Embeddings:
             return [v for v in views if v != "original"]
         return [*views, "original"] if self._pooled and "original" not in views else views
 
-    def _bias(self, shown: Sequence[MaskedCanvas]) -> Bias:
-        """Less attention to what lies outside the masks."""
-        import torch
-
-        from stages.models.towers import Bias
-
-        s, grid = self.settings, token_grid(self.settings.model)
-        outside = 1 - np.stack([c.token_weights("roi", s.resize, grid) for c in shown])
-        return Bias(torch.from_numpy(-s.attention_bias * outside), s.attention_blocks)
-
     def _encode(self, shown: Sequence[MaskedCanvas], arrays: dict[str, NDArray[Any]], kept: ChunkArrays | None) -> None:
         """Fill the rows of one batch; `kept` are its tokens and original vectors, where they are kept."""
         s = self.settings
@@ -185,7 +175,7 @@ class Embeddings:
                 raise RuntimeError("load() comes before process()")
             images = [c.view(view, s.compositing)[c.box(view, s.resize).slices] for c in shown]
             wanted = kept is None and view == "original" and bool(self._pooled)
-            more = {"bias": self._bias(shown)} if view == "attn-bias" else {}
+            more: dict[str, Any] = {"bias": outside_bias(s, shown)} if view == "attn-bias" else {}
             encoding = self.model.encode_image(images, s.features, tokens=wanted, **more)
             vectors[view] = np.asarray(encoding.vectors)
             if encoding.tokens is not None:
@@ -200,3 +190,14 @@ class Embeddings:
         for name in self._pooled:
             weights = np.stack([c.token_weights(name, self.settings.resize, grid) for c in shown])
             vectors[name] = pool(tokens, weights, vectors["original"])
+
+
+def outside_bias(settings: EmbeddingsSettings, shown: Sequence[MaskedCanvas]) -> Bias:
+    """What `attn-bias` gives the model beside the images: less attention to what lies outside their masks."""
+    import torch
+
+    from stages.models.towers import Bias
+
+    grid = token_grid(settings.model)
+    outside = 1 - np.stack([c.token_weights("roi", settings.resize, grid) for c in shown])
+    return Bias(torch.from_numpy(-settings.attention_bias * outside), settings.attention_blocks)

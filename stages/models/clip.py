@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stages.models.card import ACTIVATION_BYTES, model_card
 from stages.models.registry import Features, entry
+from stages.models.rollout import attention_layers, rolled_out
 from stages.models.room import in_parts_that_fit, keep_float32
 from stages.models.towers import Bias, ImageTower, TextEncoder, TrunkOutput
 
@@ -30,6 +31,8 @@ class ImageEncoding:
     """(B, h * w, D) float32, not normalised, so that their mean pools as the model itself pools; None if not asked."""
     grid: tuple[int, int]
     """h and w of the tokens."""
+    rollout: Tensor | None = None
+    """Attention rollout, (B, h * w) float32, not negative, sums to at most 1 an image; None if not asked."""
 
 
 class ClipModel:
@@ -81,6 +84,7 @@ class ClipModel:
         *,
         tokens: bool,
         bias: Bias | None = None,
+        rollout: bool = False,
     ) -> ImageEncoding:
         """Encode images; each is squashed to the model's square, so crop or pad them before.
 
@@ -94,6 +98,8 @@ class ClipModel:
             Also return the patch tokens (ViT, after ln_post) or grid cells (CNN).
         bias : Bias, optional
             Added to the attention in the last blocks of a vision transformer.
+        rollout : bool
+            Also return the attention rollout of a model that `has_rollout`; the vectors stay the same to the last bit.
 
         Returns
         -------
@@ -103,7 +109,7 @@ class ClipModel:
         Raises
         ------
         ValueError
-            If an image has another shape or type; the message names both.
+            If an image has another shape or type, the message names both; or if there is no attention to roll out.
         """
         planes = [i if isinstance(i, Tensor) else torch.tensor(np.ascontiguousarray(i)) for i in images]
         for plane in planes:
@@ -111,9 +117,10 @@ class ClipModel:
                 raise ValueError(f"images: expected (H, W, 3) uint8, got {tuple(plane.shape)} {plane.dtype}")
         squares = [resize(i, self.card["image_px"], self.card["interpolation"]) for i in planes]
         pixels = torch.stack(squares).to(self._device).float().sub_(self._mean).div_(self._std)
-        out = self._forward(pixels.to(self._dtype), bias)
+        out = self._forward(pixels.to(self._dtype), bias, rollout=rollout)
         vectors = F.normalize(self._in_space(out.pooled, features), dim=-1).cpu()
-        return ImageEncoding(vectors, self._in_space(out.tokens, features).cpu() if tokens else None, out.grid)
+        kept = self._in_space(out.tokens, features).cpu() if tokens else None
+        return ImageEncoding(vectors, kept, out.grid, None if out.rollout is None else out.rollout.cpu())
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str], features: Features) -> Tensor:
@@ -161,18 +168,33 @@ class ClipModel:
         projected: Tensor = trunk.float() @ self._projection
         return projected if self._projection_bias is None else projected + self._projection_bias
 
-    def _forward(self, pixels: Tensor, bias: Bias | None) -> TrunkOutput:
+    @property
+    def has_rollout(self) -> bool:
+        """Whether the image tower is a vision transformer whose attention can be rolled out."""
+        return attention_layers(self._tower) is not None
+
+    def _forward(self, pixels: Tensor, bias: Bias | None, *, rollout: bool) -> TrunkOutput:
         """Run the tower, on parts of a batch that does not fit the device's memory."""
         values = None if bias is None else bias.values.to(self._device)
 
         def run(rows: Tensor) -> TrunkOutput:
             part = slice(int(rows[0]), int(rows[-1]) + 1)
             own = None if bias is None or values is None else bias._replace(values=values[part])
-            return TrunkOutput(*self._image(pixels[part], own))
+            return self._rolled_out(pixels[part], own) if rollout else TrunkOutput(*self._image(pixels[part], own))
 
         rows = torch.arange(len(pixels), device=self._device)
         parts: list[TrunkOutput] = in_parts_that_fit(run, rows, ACTIVATION_BYTES)
-        return TrunkOutput(torch.cat([p.pooled for p in parts]), torch.cat([p.tokens for p in parts]), parts[0].grid)
+        shares = [p.rollout for p in parts if p.rollout is not None]
+        joined = (torch.cat([p.pooled for p in parts]), torch.cat([p.tokens for p in parts]))
+        return TrunkOutput(*joined, parts[0].grid, torch.cat(shares) if shares else None)
+
+    def _rolled_out(self, pixels: Tensor, bias: Bias | None) -> TrunkOutput:
+        layers = attention_layers(self._tower)
+        if layers is None:
+            raise ValueError(f"rollout: {self.name} has no attention that can be rolled out")
+        with rolled_out(layers) as found:
+            out = self._tower(pixels, bias)
+        return out._replace(rollout=found.of_patches(layers))
 
 
 def load_clip(name: str, device: str, precision: str, *, compiled: bool = False) -> ClipModel:

@@ -88,6 +88,8 @@ class TrunkOutput(NamedTuple):
     """One vector a patch or grid cell, row by row, (B, h * w, D)."""
     grid: tuple[int, int]
     """h and w."""
+    rollout: Tensor | None = None
+    """Attention rollout, (B, h * w) float32; None if not asked."""
 
 
 class Bias(NamedTuple):

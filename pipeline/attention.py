@@ -1,0 +1,196 @@
+"""Where the classifier looked: maps of the report's pictures, and how often they point into a supplied mask."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from manifests.errors import DamagedError, PipelineError, ReadError, WeightsError
+from manifests.readers import REASONS
+from manifests.types import Chunk, ImageRow, Split
+from pipeline.attention_heads import AttendedHead, attended_cells, load_attended
+from pipeline.attention_maps import AttentionMap, Looker
+from pipeline.committed import Committed
+from pipeline.gpus import device_here
+from pipeline.workspace import Workspace
+from stages.attention.pointing import Pointing, pointing
+from stages.images import Placement, letterbox
+from stages.methods import sees_masks
+
+if TYPE_CHECKING:
+    from stages.models.clip import ClipModel
+
+SCORE_COLUMNS: Final = ("mask", "method", "kind", "n", "hits", "energy", "area", "blank")
+"""Of `Attention.scores`: hits, energy and area are means over n images, energy over those whose map is not blank; blank
+counts maps that are zero everywhere. `mask` is the policy, empty for a method that sees no masks, as in all tables."""
+PREVENTS: Final = (PipelineError, ValueError, RuntimeError, OSError, ImportError)
+"""What can go wrong while a model is loaded and asked; no report fails for it."""
+EMPTY: Final = "its mask is empty"
+
+Group = tuple[str, str, str]
+"""Mask policy, method and kind of map."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Where the heads of a study looked."""
+
+    maps: Sequence[AttentionMap]
+    """Of the images that were wanted."""
+    scores: pd.DataFrame
+    """One row a policy, method and kind of map, with `SCORE_COLUMNS`; none if no test image has a supplied mask."""
+    left_out: Sequence[str]
+    """One sentence for each thing that is missing, with the reason."""
+
+
+def take_attention(
+    workspace: Workspace, committed: Committed, wanted: Mapping[str, Set[int]], most: int = 200
+) -> Attention:
+    """Look again at some test images with the heads that a study has committed; nothing of the study is written.
+
+    For each mask policy the first method that sees masks (`medfocus`, `masked`, `roi`, else another of one view), and
+    once `original`; each as it was fitted on its largest training subset with the first seed.
+
+    Parameters
+    ----------
+    workspace : Workspace
+        Data set and configuration.
+    committed : Committed
+        What `look_up` found.
+    wanted : Mapping[str, Set[int]]
+        Rows of test images whose maps are returned, by drop.
+    most : int
+        Test images with a supplied mask that are compared with it, in the order of their digests.
+
+    Returns
+    -------
+    Attention
+        What prevents a map is said in `left_out`, never raised.
+    """
+    heads, left_out = _heads(workspace, committed)
+    if not heads:
+        return Attention((), _score_table({}), left_out)
+    try:
+        taking = _Taking(workspace, Looker(workspace, _model(workspace)), heads)
+    except PREVENTS as error:
+        return Attention((), _score_table({}), (*left_out, f"There are no maps: {_said(error)}."))
+    scored = _with_mask(workspace, most)
+    for chunk, at in _places(workspace, wanted, scored):
+        taking.take(chunk, at, wanted.get(chunk.drop, set()), scored[chunk.drop])
+    return Attention(tuple(taking.maps), _score_table(taking.pointed), (*left_out, *taking.left_out()))
+
+
+class _Taking:
+    """What has been collected so far, a chunk at a time."""
+
+    def __init__(self, workspace: Workspace, looker: Looker, heads: Sequence[AttendedHead]) -> None:
+        self.maps: list[AttentionMap] = []
+        self.pointed: dict[Group, list[Pointing]] = defaultdict(list)
+        self._workspace, self._looker, self._heads = workspace, looker, heads
+        self._unusable: dict[str, set[tuple[str, int]]] = defaultdict(set)
+
+    def take(self, chunk: Chunk, at: Sequence[int], wanted: Set[int], scored: Set[int]) -> None:
+        """Maps of some images of a chunk, and how those that are scored point."""
+        rows = self._workspace.chunk_rows(chunk)
+        masks = self._masks(chunk, [rows[i] for i in at if rows[i].row in scored])
+        try:
+            for found in self._looker.maps(self._heads, chunk, at):
+                if found.row in wanted:
+                    self.maps.append(found)
+                if found.row in masks:
+                    group = (found.policy if sees_masks(found.method) else "", found.method, found.kind)
+                    self.pointed[group].append(pointing(found.heat, found.box, *masks[found.row]))
+        except PREVENTS as error:
+            self._looker.failed[_said(error)].update((chunk.drop, rows[i].row) for i in at)
+
+    def _masks(self, chunk: Chunk, rows: Sequence[ImageRow]) -> dict[int, tuple[NDArray[np.bool_], Placement]]:
+        """Supplied masks on the canvas, and where the image lies in it, by row."""
+        source, side = self._workspace.image_source(chunk.drop), self._workspace.config.embeddings.canvas_px
+        found: dict[int, tuple[NDArray[np.bool_], Placement]] = {}
+        for row in rows:
+            try:
+                mask, placement = letterbox(source.read_mask(row), side)
+            except ReadError as error:
+                self._unusable[error.reason].add((chunk.drop, row.row))
+                continue
+            if mask.any():
+                found[row.row] = mask, placement
+            else:
+                self._unusable[EMPTY].add((chunk.drop, row.row))
+        return found
+
+    def left_out(self) -> list[str]:
+        """Sentences that count the images without maps and the masks that were not used, by reason."""
+        sentences = []
+        for what, failed in (
+            ("without a map", self._looker.failed),
+            ("not compared with a supplied mask", self._unusable),
+        ):
+            for reason, images in sorted(failed.items()):
+                meaning = f"{REASONS[reason]} ({reason})" if reason in REASONS else reason
+                sentences.append(f"{len(images)} image{'s' * (len(images) > 1)} {what}: {meaning}.")
+        return sentences
+
+
+def _heads(workspace: Workspace, committed: Committed) -> tuple[list[AttendedHead], tuple[str, ...]]:
+    """Heads that can be asked, and a sentence for each that cannot."""
+    heads: list[AttendedHead] = []
+    left_out: list[str] = []
+    for node, cell in attended_cells(workspace, committed):
+        try:
+            heads.append(load_attended(workspace, node, cell))
+        except PREVENTS as error:
+            left_out.append(f"There are no maps of {node.key}/{cell.unit}: {_said(error)}.")
+    return heads, tuple(left_out)
+
+
+def _model(workspace: Workspace) -> ClipModel:
+    from stages.models.clip import load_clip
+
+    config = workspace.config
+    return load_clip(config.embeddings.model, device_here(config.cluster.device), config.embeddings.precision)
+
+
+def _said(error: BaseException) -> str:
+    """What an error says, without a path: only these are worded here."""
+    return error.what.rstrip(".") if isinstance(error, WeightsError | DamagedError) else type(error).__name__
+
+
+def _with_mask(workspace: Workspace, most: int) -> dict[str, set[int]]:
+    """Rows of the first test images that have a supplied mask, by drop."""
+    known = [(drop.drop_id, row) for drop in workspace.drops for row in workspace.rows(drop.drop_id)]
+    test = [(row.sha256, row.frame, drop, row.row) for drop, row in known if row.split == Split.TEST and row.mask_path]
+    found: dict[str, set[int]] = {drop.drop_id: set() for drop in workspace.drops}
+    for _, _, drop, number in sorted(test)[:most]:
+        found[drop].add(number)
+    return found
+
+
+def _places(
+    workspace: Workspace, wanted: Mapping[str, Set[int]], scored: Mapping[str, Set[int]]
+) -> Iterator[tuple[Chunk, list[int]]]:
+    """Chunks with a test image that is wanted or scored, and where in them these are."""
+    for drop in workspace.drops:
+        asked = wanted.get(drop.drop_id, set()) | scored[drop.drop_id]
+        for chunk in drop.chunks():
+            rows = workspace.chunk_rows(chunk)
+            at = [i for i, row in enumerate(rows) if row.row in asked and row.split == Split.TEST]
+            if at:
+                yield chunk, at
+
+
+def _score_table(pointed: Mapping[Group, Sequence[Pointing]]) -> pd.DataFrame:
+    rows = []
+    for group, found in pointed.items():
+        energies = [one.energy for one in found if not np.isnan(one.energy)]
+        hits, area = fmean(one.hit for one in found), fmean(one.area for one in found)
+        energy = fmean(energies) if energies else float("nan")
+        rows.append((*group, len(found), hits, energy, area, len(found) - len(energies)))
+    return pd.DataFrame(rows, columns=list(SCORE_COLUMNS))
