@@ -23,13 +23,11 @@ from pipeline.workspace import Workspace
 from stages.attention.pointing import Pointing, pointing
 from stages.images import Placement, letterbox
 from stages.methods import sees_masks
+from stages.report.data import ATTENTION_COLUMNS
 
 if TYPE_CHECKING:
     from stages.models.clip import ClipModel
 
-SCORE_COLUMNS: Final = ("mask", "method", "kind", "n", "hits", "energy", "area", "blank")
-"""Of `Attention.scores`: hits, energy and area are means over n images, energy over those whose map is not blank; blank
-counts maps that are zero everywhere. `mask` is the policy, empty for a method that sees no masks, as in all tables."""
 PREVENTS: Final = (PipelineError, ValueError, RuntimeError, OSError, ImportError)
 """What can go wrong while a model is loaded and asked; no report fails for it."""
 EMPTY: Final = "its mask is empty"
@@ -45,7 +43,7 @@ class Attention:
     maps: Sequence[AttentionMap]
     """Of the images that were wanted."""
     scores: pd.DataFrame
-    """One row a policy, method and kind of map, with `SCORE_COLUMNS`; none if no test image has a supplied mask."""
+    """One row a policy, method and kind of map, with `ATTENTION_COLUMNS`; none if no test image has a supplied mask."""
     left_out: Sequence[str]
     """One sentence for each thing that is missing, with the reason."""
 
@@ -193,4 +191,4 @@ def _score_table(pointed: Mapping[Group, Sequence[Pointing]]) -> pd.DataFrame:
         hits, area = fmean(one.hit for one in found), fmean(one.area for one in found)
         energy = fmean(energies) if energies else float("nan")
         rows.append((*group, len(found), hits, energy, area, len(found) - len(energies)))
-    return pd.DataFrame(rows, columns=list(SCORE_COLUMNS))
+    return pd.DataFrame(rows, columns=list(ATTENTION_COLUMNS))

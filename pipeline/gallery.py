@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,13 +16,17 @@ from manifests.errors import ReadError
 from manifests.readers import ImageSource
 from manifests.store import StageStore
 from manifests.types import Chunk, ImageRow, Split
+from pipeline.attention import Attention, take_attention
+from pipeline.attention_maps import AttentionMap
 from pipeline.committed import Committed, Told, predictions
 from pipeline.graph import Node
 from pipeline.workspace import Workspace
-from stages.images import letterbox
+from stages.attention.pointing import upsample
+from stages.images import Placement, letterbox
+from stages.methods import sees_masks
 from stages.report.answer import ASKED
 from stages.report.comparison import REFERENCE
-from stages.report.data import GalleryItem
+from stages.report.data import GalleryItem, Heat
 from stages.report.figures import THUMBNAIL_PX
 from stages.report.outcomes import OUTCOMES, TEST_COLUMNS, counts, pick
 
@@ -46,6 +50,8 @@ class Pictures:
     """Test images by policy, class and who was right."""
     asked: tuple[str, str]
     """Methods with and without mask whose answers these are; empty where there is none."""
+    attention: Attention
+    """Where heads looked."""
 
 
 def take_pictures(workspace: Workspace, nodes: Sequence[Node], committed: Committed, facts: pd.DataFrame) -> Pictures:
@@ -78,9 +84,12 @@ def take_pictures(workspace: Workspace, nodes: Sequence[Node], committed: Commit
         for policy, test in tests.items()
     }
     most = max(1, min(MOST_PER_OUTCOME, MOST // max(1, len(nodes) * len(workspace.classes) * len(OUTCOMES))))
+    picked = {policy: pick(test, most) for policy, test in tests.items()}
+    attention = take_attention(workspace, committed, _places(picked.values()))
+    heats = _Heats(attention.maps, workspace.config.embeddings.canvas_px)
     for node in nodes:
-        told, picked = of_policies[node.policy], pick(tests[node.policy], most)
-        for chosen, row, arrays in _arrays(workspace, node, committed, picked):
+        told = of_policies[node.policy]
+        for chosen, row, arrays in _arrays(workspace, node, committed, picked[node.policy]):
             source = workspace.image_source(str(chosen["drop"]))
             items.append(
                 GalleryItem(
@@ -96,6 +105,7 @@ def take_pictures(workspace: Workspace, nodes: Sequence[Node], committed: Commit
                     without=without.classes.get(row.image_id, "") if without else "",
                     proposals=arrays.get("proposals"),
                     iou=None if np.isnan(chosen["iou"]) else float(chosen["iou"]),
+                    heats=heats.of(node.policy, str(chosen["drop"]), row.row),
                 )
             )
     first = next((told for told in of_policies.values() if told), None)
@@ -105,7 +115,36 @@ def take_pictures(workspace: Workspace, nodes: Sequence[Node], committed: Commit
         dict(sorted(unreadable.items())),
         pd.concat(counted, ignore_index=True) if counted else counts("", pd.DataFrame(columns=list(TEST_COLUMNS))),
         (first.method if first else "", without.method if without else ""),
+        attention,
     )
+
+
+def _places(picked: Iterable[pd.DataFrame]) -> dict[str, set[int]]:
+    """Rows of all pictures by drop."""
+    places: dict[str, set[int]] = {}
+    for rows in picked:
+        for drop, row in zip(rows["drop"], rows["row"], strict=True):
+            places.setdefault(str(drop), set()).add(int(row))
+    return places
+
+
+class _Heats:
+    """Maps by the image that they are of, those of the unmasked image under every policy."""
+
+    def __init__(self, maps: Iterable[AttentionMap], canvas_px: int) -> None:
+        self._canvas_px = canvas_px
+        self._found: dict[tuple[str, str, int], list[AttentionMap]] = {}
+        for one in maps:
+            policy = one.policy if sees_masks(one.method) else ""
+            self._found.setdefault((policy, one.drop, one.row), []).append(one)
+
+    def of(self, policy: str, drop: str, row: int) -> tuple[Heat, ...]:
+        found = [*self._found.get((policy, drop, row), ()), *self._found.get(("", drop, row), ())]
+        return tuple(Heat(one.method, self._thumbnail(one)) for one in found)
+
+    def _thumbnail(self, one: AttentionMap) -> NDArray[np.float32]:
+        box = Placement(*(round(length * THUMBNAIL_PX / self._canvas_px) for length in one.box))
+        return upsample(one.heat, box, THUMBNAIL_PX)
 
 
 def _tests(facts: pd.DataFrame, policy: str, told: Told | None, without: Told | None) -> pd.DataFrame:

@@ -266,6 +266,8 @@ def report_data(workspace: Workspace) -> ReportData:
         masks=facts[list(MASK_COLUMNS)],
         outcomes=pictures.outcomes,
         asked=pictures.asked,
+        attention=pictures.attention.scores,
+        unseen=pictures.attention.left_out,
         points=take_points(workspace, committed),
         incomplete=committed.incomplete,
         unreadable=pictures.unreadable,
@@ -293,6 +295,7 @@ def _fingerprint(workspace: Workspace, committed: Committed, pictures: Pictures,
         ],
         "incomplete": committed.incomplete,
         "unreadable": pictures.unreadable,
+        "unseen": list(pictures.attention.left_out),
         "withdrawals": [record.withdrawal_id for record in workspace.withdrawals],
     }
     return digest_json(shown)

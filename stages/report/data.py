@@ -11,7 +11,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from manifests.audit import Audit
-from stages.images import Placement
 from stages.report.embedding_map import MapPoints
 from stages.report.outcomes import COUNT_COLUMNS
 
@@ -39,6 +38,9 @@ ANSWER_COLUMNS: Final = ("mask", "method", "training", "seed", "image", "group",
 PROBABILITY_COLUMNS: Final = ("mask", "method", "training", "seed", "image", "truth", "predicted")
 """Of one test image in one cell of its method's largest training subset; `truth` and `predicted` are class indices, and
 `p_0`, `p_1`, ... follow, the probabilities of the classes."""
+ATTENTION_COLUMNS: Final = ("mask", "method", "kind", "n", "hits", "energy", "area", "blank")
+"""How the maps of one method lie to supplied masks: hits, energy and area are means over n images, in [0, 1], energy over
+those whose map is not blank; blank counts maps that are zero everywhere. `mask` is empty for a method without masks."""
 MASK_COLUMNS: Final = ("mask", "split", "class", "status", "area", "score", "iou")
 """Of one image under one policy; area as a share of the image, and NaN where a number is not known."""
 LEDGER_COLUMNS: Final = ("mask", "split", "class", "n", "ok", "fallback", "failed", "mean_area")
@@ -51,9 +53,7 @@ class Heat:
 
     method: str
     values: NDArray[np.float32]
-    """(h, w) in [0, 1], over equal cells of a part of the canvas."""
-    box: Placement
-    """That part."""
+    """(T, T) in [0, 1], T = `THUMBNAIL_PX`, over the whole canvas."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +126,10 @@ class ReportData:
     """Test images by policy, class and who was right, with `stages.report.outcomes.COUNT_COLUMNS`."""
     asked: tuple[str, str] = ("", "")
     """The methods with and without mask whose answers the outcomes and the gallery tell."""
+    attention: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(ATTENTION_COLUMNS)))
+    """A row for each policy, method and kind of map with `ATTENTION_COLUMNS`."""
+    unseen: Sequence[str] = ()
+    """Sentences that say which maps are missing, and why."""
     points: MapPoints | None = None
     """Images of the map; None where there is none."""
     published: str = "none"
@@ -148,6 +152,7 @@ class ReportData:
             ("failures", self.failures, FAILURE_COLUMNS),
             ("masks", self.masks, MASK_COLUMNS),
             ("outcomes", self.outcomes, COUNT_COLUMNS),
+            ("attention", self.attention, ATTENTION_COLUMNS),
         ):
             missing = [column for column in columns if column not in frame.columns]
             if missing:

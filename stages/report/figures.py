@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from stages.images import OVERLAY_COLOUR, Placement, letterbox, outline
+from stages.images import OVERLAY_COLOUR, letterbox, outline
 from stages.report.tables import amount, amounts, by_kind
 
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -143,7 +143,7 @@ def proposed(image: NDArray[np.uint8], candidates: NDArray[np.bool_]) -> NDArray
     return out
 
 
-def heated(image: NDArray[np.uint8], values: NDArray[np.float32], box: Placement) -> NDArray[np.uint8]:
+def heated(image: NDArray[np.uint8], values: NDArray[np.float32]) -> NDArray[np.uint8]:
     """An image in grey under a map of where a classifier looked, at the thumbnail's size.
 
     The colours (`inferno`) grow lighter with the value, so that they are read in grey and by every colour vision.
@@ -152,24 +152,18 @@ def heated(image: NDArray[np.uint8], values: NDArray[np.float32], box: Placement
     ----------
     image : ndarray of uint8, (S, S, 3)
         RGB canvas.
-    values : ndarray of float32, (h, w)
-        In [0, 1], over equal cells of `box`.
-    box : Placement
-        Part of the canvas; what lies outside was not seen and stays dark.
+    values : ndarray of float32, (THUMBNAIL_PX, THUMBNAIL_PX)
+        In [0, 1].
 
     Returns
     -------
     ndarray of uint8, (THUMBNAIL_PX, THUMBNAIL_PX, 3)
     """
-    side = image.shape[0]
-    over = np.zeros((side, side), np.float32)
-    scaled = Image.fromarray(values).resize((box.width, box.height), Image.Resampling.BILINEAR)
-    over[box.slices] = np.clip(np.asarray(scaled), 0, 1)
-    grey = image.mean(axis=2, keepdims=True)
-    colour = colormaps["inferno"](over)[..., :3] * 255
-    share = 0.25 + 0.5 * over[..., None]
-    mixed = (1 - share) * grey + share * colour
-    return letterbox(np.rint(mixed).astype(np.uint8), THUMBNAIL_PX)[0]
+    grey = letterbox(image, THUMBNAIL_PX)[0].mean(axis=2, keepdims=True)
+    share = 0.25 + 0.5 * values[..., None]
+    mixed = (1 - share) * grey + share * 255 * colormaps["inferno"](values)[..., :3]
+    out: NDArray[np.uint8] = np.rint(mixed).astype(np.uint8)
+    return out
 
 
 def _rgb(colour: str) -> tuple[int, ...]:

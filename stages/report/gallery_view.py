@@ -35,7 +35,7 @@ def _picture(item: GalleryItem) -> dict[str, Any]:
             drawn.append((f"{len(item.proposals)} proposals", figures.proposed(item.image, item.proposals)))
         panels = [*drawn, ("outline of the mask", figures.outlined(item.image, item.mask)), *panels]
         for heat in item.heats:
-            panels.append((f"where {heat.method} looked", figures.heated(item.image, heat.values, heat.box)))
+            panels.append((f"where {heat.method} looked", figures.heated(item.image, heat.values)))
     return {
         "item": item,
         "label": item.label or NO_LABEL,

@@ -33,6 +33,11 @@ from stages.report.published import published_table
 PAGE, TWIN = "index.html", "report.md"
 DROP_COLUMNS = {"id": "drop", "created": "created", "n_items": "images"}
 KINDS = ("png", "svg")
+LOOKED = (
+    "Maximum inside: the brightest point of the map of where a classifier looked lies in the supplied mask (the "
+    "pointing game). Sum inside: the share of the map's sum that lies in it. A map that knows nothing gets the mask's "
+    "area. Maps are Grad-CAM of the predicted class, or attention rollout, which knows no class; a hint, no proof."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +127,7 @@ def write_report(data: ReportData, out: Path) -> Path:
         for kind, image in drawn[plot.name].items():
             _replace(folder / f"{plot.name}.{kind}", image)
         write_atomic(folder / f"{plot.name}.csv", plot.numbers.to_csv(index=False, lineterminator="\n"))
+    write_atomic(out / "attention.csv", data.attention.to_csv(index=False, lineterminator="\n"))
     write_atomic(out / "comparison.csv", findings.compared.to_csv(index=False, lineterminator="\n"))
     write_atomic(out / "summary.csv", findings.summary.to_csv(index=False, lineterminator="\n"))
     rest = [column for column in data.scores.columns if column not in SCORE_COLUMNS]
@@ -183,7 +189,9 @@ def render(data: ReportData, findings: Findings, drawn: Mapping[str, bytes]) -> 
         drops=_drops(data.drops),
         cards=[_card(card) for card in data.cards],
         gallery=gallery_groups(data.gallery, data.classes),
-        attention=False,
+        attention=tables.attention_table(data.attention) if len(data.attention) else None,
+        has_heats=any(item.heats for item in data.gallery),
+        looked=LOOKED,
         shown_classes=shown_classes(data.gallery, data.classes),
         outcomes=tables.outcome_table(data.outcomes) if len(data.outcomes) else None,
         asked=_asked(data),
@@ -200,12 +208,14 @@ def twin(data: ReportData, findings: Findings) -> str:
     unflagged = [tables.headline(part, unflagged=True) for part in tables.by_kind(summary)]
     differences = [comparison_table(part) for part in tables.by_kind(compared)]
     flagged, right = tables.n_flagged(data.scores), tables.outcome_table(data.outcomes)
+    looked = tables.attention_table(data.attention)
     sections = [
         Section("Test accuracy in percent", best, accuracy),
         *([Section(f"Without the {flagged} flagged test images", "", unflagged)] if flagged else []),
         *([Section(f"Against {REFERENCE}", "Percentage points.", differences)] if len(compared) else []),
         Section("All measures, on the largest training subset", "", [tables.other_measures(summary)]),
         *([Section("Who was right", _asked(data), [right])] if len(data.outcomes) else []),
+        *([Section("Where the classifiers looked", LOOKED, [looked])] if len(data.attention) else []),
         Section("Masks", "", [tables.mask_table(data.ledger)]),
     ]
     return markdown(data, answer_of(summary, compared), notes.warnings_of(data), sections)

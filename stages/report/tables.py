@@ -238,6 +238,19 @@ def outcome_table(outcomes: pd.DataFrame) -> Table:
     return Table(tuple(Entry(text) for text in names), tuple(rows), names=2)
 
 
+def attention_table(attention: pd.DataFrame) -> Table:
+    """How often maps point into supplied masks, beside what chance gives."""
+    names = ("mask", "method", "map", "images", "maximum inside", "sum inside", "mask's area", "blank maps")
+    rows = []
+    for row in attention.to_dict("records"):
+        shares = (
+            UNDEFINED if pd.isna(row[name]) else f"{100 * row[name]:.1f} %" for name in ("hits", "energy", "area")
+        )
+        texts = (row["mask"] or UNDEFINED, row["method"], row["kind"], str(row["n"]), *shares, str(row["blank"]))
+        rows.append(tuple(Entry(text) for text in texts))
+    return Table(tuple(Entry(text) for text in names), tuple(rows), names=3)
+
+
 def plain(frame: pd.DataFrame, columns: Sequence[str], names: int) -> Table:
     """Columns of a frame as they are; the first `names` of them name the row."""
     rows = (tuple(Entry(str(value)) for value in row) for row in frame[list(columns)].itertuples(index=False))

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages.images import Placement
 from stages.report.data import Heat
 from stages.report.embedding_map import MapPoints
 from stages.report.figures import THUMBNAIL_PX
@@ -74,7 +73,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
             caption=f"picture of {name}",
             outcome="worst" if name == LEFTWARD else "lost",
             proposals=np.zeros((3, THUMBNAIL_PX, THUMBNAIL_PX), bool),
-            heats=(Heat("medfocus", np.eye(4, dtype=np.float32), Placement(0, 0, 64, 64)),),
+            heats=(Heat("medfocus", np.zeros((THUMBNAIL_PX, THUMBNAIL_PX), np.float32)),),
         )
         for name in NAMES
         for other in NAMES[:2]

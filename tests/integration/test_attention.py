@@ -20,7 +20,7 @@ from manifests.fingerprint import digest_json
 from manifests.ingest import IngestOptions, ingest
 from manifests.layout import DatasetPaths
 from manifests.types import Split
-from pipeline.attention import SCORE_COLUMNS, Attention, take_attention
+from pipeline.attention import Attention, take_attention
 from pipeline.attention_maps import NO_MEAN, NO_VECTOR, _Encoded, _problem, _Read
 from pipeline.committed import Committed, largest, look_up, plain_name, read_artifact
 from pipeline.config import load_config
@@ -32,6 +32,7 @@ from stages.models.rollout import AttentionLayers, attention_layers, rolled_out
 from stages.models.timm_files import TimmTower
 from stages.models.towers import Bias, TrunkOutput, VitTower
 from stages.models.weights import WeightsFolder
+from stages.report.data import ATTENTION_COLUMNS
 from tests.integration.pipelines import copy_source
 from tests.integration.test_clip import TINY, TINY_NAME, save
 
@@ -217,7 +218,7 @@ def test_map_is_a_grid_of_shares_of_its_maximum(seen: tuple[Attention, Committed
 
 def test_whole_image_under_no_mask_is_seen_alike_by_both(seen: tuple[Attention, Committed]) -> None:
     scores = seen[0].scores.set_index(["mask", "method"])
-    assert list(seen[0].scores.columns) == list(SCORE_COLUMNS)
+    assert list(seen[0].scores.columns) == list(ATTENTION_COLUMNS)
     assert list(scores.index) == [("supplied", "medfocus"), ("", "original"), ("none", "medfocus")]
     assert (scores["n"] == 6).all()
     assert (scores["blank"] == 0).all()

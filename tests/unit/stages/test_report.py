@@ -16,10 +16,9 @@ from PIL import Image
 from manifests.audit import check
 from manifests.confounds import Confound
 from manifests.errors import StoreError
-from stages.images import Placement
 from stages.report.answer import answer_of
 from stages.report.comparison import compare, near_best
-from stages.report.data import FAILURE_COLUMNS, GalleryItem, Heat, ReportData
+from stages.report.data import ATTENTION_COLUMNS, FAILURE_COLUMNS, GalleryItem, Heat, ReportData
 from stages.report.diagnostics import confusion, reliability, roc_curves
 from stages.report.figures import THUMBNAIL_PX, drawn, figure_bytes, heated, learning_curve, outlined, proposed
 from stages.report.notes import warnings_of
@@ -315,7 +314,7 @@ def test_pictures_stand_under_their_outcome_by_class_with_status_and_both_answer
 
 
 def test_panels_are_image_proposals_mask_what_was_seen_and_where_each_classifier_looked() -> None:
-    heats = tuple(Heat(m, np.eye(4, dtype=np.float32), Placement(0, 0, 64, 64)) for m in ("medfocus", "original"))
+    heats = tuple(Heat(m, np.zeros((THUMBNAIL_PX, THUMBNAIL_PX), np.float32)) for m in ("medfocus", "original"))
     proposals = np.zeros((2, THUMBNAIL_PX, THUMBNAIL_PX), bool)
     html = page(gallery=[item(proposals=proposals, heats=heats)])
     panels = re.findall(r'src="data:image/jpeg[^"]*" alt="([^"]*)"', html)
@@ -333,13 +332,27 @@ def test_edges_of_proposals_are_drawn_the_surest_on_top() -> None:
     assert not drawn[70, 70].any()
 
 
-def test_heat_is_light_where_it_is_high_and_nothing_is_outside_its_box() -> None:
-    image = np.full((64, 64, 3), 60, np.uint8)
-    values = np.array([[0, 1], [0, 0]], np.float32)
-    drawn = heated(image, values, Placement(0, 0, 32, 64)).astype(int)
-    place = THUMBNAIL_PX // 64
-    assert drawn[8 * place, 56 * place].sum() > 2 * drawn[24 * place, 8 * place].sum()
-    assert (drawn[48 * place :] == drawn[63 * place, 63 * place]).all()
+def test_heat_is_light_where_it_is_high() -> None:
+    values = np.zeros((THUMBNAIL_PX, THUMBNAIL_PX), np.float32)
+    values[: THUMBNAIL_PX // 2] = np.linspace(0, 1, THUMBNAIL_PX)
+    drawn = heated(np.full((64, 64, 3), 60, np.uint8), values).astype(int).sum(axis=2)
+    assert (np.diff(drawn[0]) >= -1).all()
+    assert drawn[0, -1] > 3 * drawn[0, 0]
+    assert (drawn[THUMBNAIL_PX // 2 :] == drawn[0, 0]).all()
+
+
+def test_pointing_stands_beside_chance_and_what_has_no_map_is_said() -> None:
+    assert "Where the classifiers looked" not in page()
+    looked = [
+        ("union", "medfocus", "Grad-CAM", 40, 0.6, 0.456, 0.1234, 2),
+        ("", "original", "Grad-CAM", 40, 0.5, np.nan, 0.1, 0),
+    ]
+    shown = {"attention": pd.DataFrame(looked, columns=list(ATTENTION_COLUMNS)), "unseen": ["3 images without a map."]}
+    html = page(**shown)
+    for text in (">60.0 %<", ">45.6 %<", ">12.3 %<", ">–<", "3 images without a map."):
+        assert text in html
+    whole = data(**shown)
+    assert "| 60.0 % | 45.6 % | 12.3 % | 2 |" in twin(whole, Findings.of(whole))
 
 
 def test_top_says_what_was_tested_and_on_what() -> None:
