@@ -32,8 +32,12 @@ SCORE_COLUMNS: Final = (
     "n_test_unflagged",
     "correct_unflagged",
 )
-ANSWER_COLUMNS: Final = ("mask", "method", "training", "seed", "image", "group", "flagged", "correct")
-"""Of one test image in one cell; `image` names its row, because copies of a file share an image_id."""
+ANSWER_COLUMNS: Final = (
+    *("mask", "method", "training", "seed"),
+    *("image", "image_id", "label", "group", "flagged", "correct"),
+)
+"""Of one test image in one cell; `image` names its row, because copies of a file share an image_id; `label` is its
+class."""
 PROBABILITY_COLUMNS: Final = ("mask", "method", "training", "seed", "image", "truth", "predicted")
 """Of one test image in one cell of its method's largest training subset; `truth` and `predicted` are class indices, and
 `p_0`, `p_1`, ... follow, the probabilities of the classes."""
