@@ -56,20 +56,20 @@ class Kept:
         fits = answers.drop_duplicates([*FIT])[[*FIT]].reset_index(drop=True)
         right = np.full((len(fits), len(images)), -1, np.int8)
         rows = answers.groupby([*FIT], sort=False).ngroup()  # numbered as they first come, as `fits` is
-        right[rows.to_numpy(), images.index.get_indexer(pd.Index(answers["image"]))] = answers["correct"].astype(np.int8)
+        right[rows.to_numpy(), images.index.get_indexer(pd.Index(answers["image"]))] = answers["correct"].astype(
+            np.int8
+        )
         return cls(tuple(classes), images.set_axis(_named(images["image_id"])), fits, right)
 
     def to_bytes(self) -> bytes:
         """The file: JSON under gzip, the same bytes for the same answers."""
-        letters = np.array(list(LETTERS))
-        texts = ["".join(row) for row in letters[self.right + 1]]
+        letters = np.frombuffer(LETTERS.encode("ascii"), np.uint8)
+        texts = [row.tobytes().decode("ascii") for row in letters[self.right + 1]]
         content = {
             "schema_version": SCHEMA_VERSION,
             "classes": list(self.classes),
             "images": {name: self.images[name].tolist() for name in IMAGE},
-            "fits": [
-                {**fit, "answers": text} for fit, text in zip(self.fits.to_dict("records"), texts, strict=True)
-            ],
+            "fits": [{**fit, "answers": text} for fit, text in zip(self.fits.to_dict("records"), texts, strict=True)],
         }
         text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
         return gzip.compress(text.encode("utf-8"), mtime=0)
