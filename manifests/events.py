@@ -11,7 +11,6 @@ from typing import Any
 from manifests import disk
 from manifests.records import now
 
-
 REPORTED = "reported"
 """Event of a run that ended with a report; its field `report` is the name of the report's folder."""
 

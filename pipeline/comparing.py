@@ -86,9 +86,7 @@ def _side(letter: str, report: StoredReport) -> Side:
 def _lost(letter: str, runs: list[str]) -> list[str]:
     if not runs:
         return []
-    return [
-        f"Records of runs that computed {letter} cannot be read, so their software is not known: {', '.join(runs)}."
-    ]
+    return [f"Records of runs that computed {letter} are gone, so their software is not known: {', '.join(runs)}."]
 
 
 def _check_one_data_set(paths: DatasetPaths, *reports: StoredReport) -> None:

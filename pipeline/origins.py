@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 import pandas as pd
@@ -104,7 +105,9 @@ def _test_images(a: Kept, b: Kept) -> Iterator[str]:
     for kept, what in ((b, "new"), (a, "in A alone")):
         others = kept.images.drop(common)
         if len(others):
-            yield f"test images {what}: {len(others)} of {len(kept.images)} ({_by_class(others['label'], kept.classes)})"
+            leaks = f", {others['flagged'].sum()} of them flagged" if others["flagged"].any() else ""
+            told = f"{len(others)} of {len(kept.images)} ({_by_class(others['label'], kept.classes)})"
+            yield f"test images {what}: {told}{leaks}"
     before, now = a.images.loc[common], b.images.loc[common]
     other = before["label"] != now["label"]
     if other.any():
@@ -112,12 +115,9 @@ def _test_images(a: Kept, b: Kept) -> Iterator[str]:
         yield f"test images with another label: {', '.join(f'{what}: {n}' for what, n in sorted(changed.items()))}"
     if (before["group"] != now["group"]).any():
         yield f"test images of another patient: {int((before['group'] != now['group']).sum())}"
-    for what, those in (
-        ("newly", now["flagged"] & ~before["flagged"]),
-        ("no longer", before["flagged"] & ~now["flagged"]),
-    ):
-        if those.any():
-            yield f"test images of both that are {what} flagged, as in training too: {int(those.sum())}"
+    for what, less, more in (("newly", before, now), ("no longer", now, before)):
+        if n := int((more["flagged"] & ~less["flagged"]).sum()):
+            yield f"test images of both that are {what} flagged, as in training too: {n}"
 
 
 def _by_class(labels: pd.Series, classes: Sequence[str]) -> str:
@@ -157,7 +157,7 @@ def _study(a: StoredReport, b: StoredReport) -> Iterator[str]:
 
 def _overrides(command: str) -> dict[str, str]:
     words = shlex.split(command)
-    pairs = [word.partition("=") for before, word in zip(words, words[1:], strict=False) if before == "--set"]
+    pairs = [word.partition("=") for before, word in pairwise(words) if before == "--set"]
     return {key: value for key, _, value in pairs}
 
 
@@ -188,9 +188,15 @@ def _records(paths: DatasetPaths, report: StoredReport) -> dict[str, dict[str, s
             record = load_run(paths.run(run))
         except StoreError:
             continue
-        told = {"program": record.git or ABSENT, "python": record.python, "platform": record.platform}
+        told = {"program": _short(record.git), "python": record.python, "platform": record.platform}
         found[run] = {**told, "GPU": record.gpu or "none", **record.versions}
     return found
+
+
+def _short(commit: str | None) -> str:
+    """A commit of the program by its first digits, and whether files differed from it."""
+    digits, _, dirty = (commit or ABSENT).partition("-")
+    return f"{digits[:DIGEST]}{' with changes' if dirty else ''}"
 
 
 def _environment(records: Iterable[Mapping[str, str]]) -> dict[str, str]:

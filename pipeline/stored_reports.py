@@ -73,11 +73,12 @@ class StoredReport:
 
 def load_reports(paths: DatasetPaths) -> list[StoredReport]:
     """Every whole report of a data set, in the order in which they were made."""
-    found = []
-    for folder in paths.reports.iterdir() if paths.reports.is_dir() else ():
-        if REPORT_NAME.fullmatch(folder.name) and (folder / PAGE).is_file():
-            found.append(StoredReport(folder, _provenance(folder)))
-    return sorted(found, key=lambda report: (report.created, report.name))
+    folders = paths.reports.iterdir() if paths.reports.is_dir() else ()
+    whole = [folder for folder in folders if REPORT_NAME.fullmatch(folder.name) and (folder / PAGE).is_file()]
+    return sorted(
+        (StoredReport(folder, _provenance(folder)) for folder in whole),
+        key=lambda report: (report.created, report.name),
+    )
 
 
 def find_report(paths: DatasetPaths, name: str) -> StoredReport:

@@ -27,10 +27,10 @@ MOST_IDS: Final = 20
 """Images of each kind of flip that are named."""
 EXPLAINED: Final = (
     "In percent, mean over the seeds that both reports have; below it right answers of all answers, pooled over seeds. "
-    "The difference, in percentage points, is that on the test images of both; below it a 95 % bootstrap interval over "
-    "these images (by patient where known) and McNemar's exact p value, corrected by Holm's method for the whole table. "
-    "More than noise is a corrected p below 0.05. The standard deviation over seeds in A shows how much training "
-    "subsets and initial weights alone move an accuracy."
+    "The difference, in percentage points, is that on the test images of both; below it a 95 % bootstrap interval "
+    "(by patient where known) and McNemar's exact p value, corrected by Holm's method for the whole table. "
+    "More than noise is a corrected p below 0.05. The standard deviation (sd) over seeds in A shows how "
+    "much training subsets and initial weights alone move an accuracy."
 )
 OTHER_IMAGES: Final = (
     "By other images is what is left of accuracy B minus accuracy A: it comes from test images that only one of them "

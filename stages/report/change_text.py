@@ -52,8 +52,8 @@ def change_table(changes: Changes) -> Table:
     rows = changes.table.loc[order].to_dict("records")
     others = has_other_images(changes)
     names = ("accuracy on both", "by other images") if others else ()
-    header = ("method", "mask", "training data", "accuracy A", "accuracy B", *names, "difference", "sd in A", "verdict")
-    return Table(tuple(Entry(name) for name in header), tuple(_row(row, others=others) for row in rows), names=3)
+    header = ("method", "mask", "training data", "verdict", "difference", "accuracy A ± sd", "accuracy B", *names)
+    return Table(tuple(Entry(name) for name in header), tuple(_row(row, others=others) for row in rows), names=4)
 
 
 def has_other_images(changes: Changes) -> bool:
@@ -95,13 +95,13 @@ def _headline(changes: Changes, row: Mapping[str, Any]) -> str:
     how = f" ({up} up, {down} down)" if up and down else f" ({'up' if up else 'down'})" if up or down else ""
     return (
         f"{len(sure) or 'None'} of {_counted(total, 'accuracy')} changed by more than noise{how}; {named(row)}: "
-        f"{_difference(row)}, {on_both}."
+        f"{_difference(row, on_both)}."
     )
 
 
-def _difference(row: Mapping[str, Any]) -> str:
+def _difference(row: Mapping[str, Any], on_both: str) -> str:
     return (
-        f"{_percent(row['accuracy_a_common'])} to {_percent(row['accuracy_b_common'])} % "
+        f"{_percent(row['accuracy_a_common'])} to {_percent(row['accuracy_b_common'])} % {on_both} "
         f"({_points(row['difference'])} points, 95 % interval {_points(row['low'])} to {_points(row['high'])}, "
         f"corrected {_p(row['p_holm'])})"
     )
@@ -114,8 +114,8 @@ def _own_images(changes: Changes, row: Mapping[str, Any]) -> list[str]:
     return [
         f"Each on its own test images, it is {_percent(row['accuracy_a'])} % of {n_a} in A and "
         f"{_percent(row['accuracy_b'])} % of {n_b} in B: of these {_points(row['accuracy_b'] - row['accuracy_a'])} "
-        f"points {_points(row['by_other_images'])} come from other test images, "
-        f"{_points(row['difference'])} from other answers."
+        f"points, {_points(row['by_other_images'])} come from other test images and {_points(row['difference'])} from "
+        "other answers."
     ]
 
 
@@ -123,7 +123,8 @@ def _without_flagged(changes: Changes) -> list[str]:
     row = first_of(changes.unflagged)
     if row is None:
         return []
-    return [f"Without the test images that either report flags, {row['n_common']} are left: {_difference(row)}."]
+    left = f"on the {row['n_common']} others"
+    return [f"Without test images that either report flags, because training has them too: {_difference(row, left)}."]
 
 
 def _inputs(origins: Mapping[str, Sequence[str]]) -> str:
@@ -137,18 +138,18 @@ def _inputs(origins: Mapping[str, Sequence[str]]) -> str:
 def _row(row: Mapping[Hashable, Any], *, others: bool) -> tuple[Entry, ...]:
     mark = "changed" if row["verdict"] == MORE else ""
     interval = f"{_points(row['low'])} to {_points(row['high'])}\n{_p(row['p_holm'])}"
+    spread = "" if pd.isna(row["sd_a"]) else f" ± {_percent(row['sd_a'])}"
     on_both = f"{_percent(row['accuracy_a_common'])} to {_percent(row['accuracy_b_common'])}"
     between = (Entry(on_both, f"{row['n_common']} images"), Entry(_points(row["by_other_images"])))
     return (
         Entry(row["method"]),
         Entry(row["mask"] or UNDEFINED),
         Entry(row["training"], _counted(row["seeds"], "seed")),
-        Entry(_percent(row["accuracy_a"]), f"({row['correct_a']}/{row['n_a']})"),
+        Entry(row["verdict"]),
+        Entry(_points(row["difference"]), interval, mark),
+        Entry(f"{_percent(row['accuracy_a'])}{spread}", f"({row['correct_a']}/{row['n_a']})"),
         Entry(_percent(row["accuracy_b"]), f"({row['correct_b']}/{row['n_b']})"),
         *(between if others else ()),
-        Entry(_points(row["difference"]), interval, mark),
-        Entry(UNDEFINED if pd.isna(row["sd_a"]) else _percent(row["sd_a"])),
-        Entry(row["verdict"], "", mark),
     )
 
 

@@ -55,7 +55,7 @@ class Changes:
     flips: Flips | None
     """None where nothing can be compared."""
     unflagged: pd.DataFrame
-    """As `table`, without the test images that either report flags; empty where none is flagged or none is left."""
+    """As `table`, without test images of both that either report flags; empty if none is flagged, or none is left."""
 
     @classmethod
     def of(cls, a: Kept, b: Kept) -> Changes:
@@ -65,7 +65,8 @@ class Changes:
         both have; bootstrap by group; McNemar's exact test, corrected by Holm's method over the whole table.
         """
         table = _table(a, b)
-        flagged = {image for kept in (a, b) for image in kept.images.index[kept.images["flagged"]]}
+        both = a.images.index.intersection(b.images.index)
+        flagged = set(both[a.images["flagged"][both] | b.images["flagged"][both]])
         unflagged = _table(_without(a, flagged), _without(b, flagged)) if flagged else table.iloc[:0]
         return cls(table, _alone(a, b, table), _flips(a, b, table), unflagged)
 

@@ -115,10 +115,12 @@ class Kept:
 
 def _natural(images: pd.Index) -> pd.Index:
     """Sort key of the names of rows: `drop-001/9` before `drop-001/10`."""
-    return pd.Index([(drop, row.zfill(12)) for drop, _, row in images.map(lambda name: name.rpartition("/"))])
+    parts = [str(name).rpartition("/") for name in images]
+    return pd.Index([f"{drop}/{row:>12}" for drop, _, row in parts])
 
 
 def _named(image_ids: pd.Series) -> pd.Index:
     """The ids, each told from earlier copies of the same file, so that a pair of reports agrees on every image."""
     copy = image_ids.groupby(image_ids).cumcount() + 1
-    return pd.Index(image_ids.where(copy == 1, image_ids + "#" + copy.astype(str)), name="image")
+    names = [name if n == 1 else f"{name}#{n}" for name, n in zip(image_ids, copy, strict=True)]
+    return pd.Index(names, name="image", dtype=object)

@@ -10,7 +10,7 @@ from stages.report.data import ReportData
 from stages.report.tables import Entry, Table
 
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~&!])")
-MARKS = {"best": "**{}**", "near": "_{}_"}
+MARKS = {"best": "**{}**", "changed": "**{}**", "near": "_{}_"}
 
 
 @dataclass(frozen=True, slots=True)
