@@ -33,7 +33,7 @@ EXPLAINED: Final = (
     "much training subsets and initial weights alone move an accuracy."
 )
 OTHER_IMAGES: Final = (
-    "By other images is what is left of accuracy B minus accuracy A: it comes from test images that only one of them "
+    "Other images is what is left of accuracy B minus accuracy A: it comes from test images that only one of them "
     "has, not from other answers."
 )
 

@@ -51,8 +51,8 @@ def change_table(changes: Changes) -> Table:
     order = (changes.table["verdict"] != MORE).sort_values(kind="stable").index
     rows = changes.table.loc[order].to_dict("records")
     others = has_other_images(changes)
-    names = ("accuracy on both", "by other images") if others else ()
-    header = ("method", "mask", "training data", "verdict", "difference", "accuracy A ± sd", "accuracy B", *names)
+    names = ("accuracy on both", "other images") if others else ()
+    header = ("method", "mask", "training", "verdict", "difference", "accuracy A ± sd", "accuracy B", *names)
     return Table(tuple(Entry(name) for name in header), tuple(_row(row, others=others) for row in rows), names=4)
 
 

@@ -153,7 +153,7 @@ def test_change_that_comes_from_other_test_images_alone_is_told_apart() -> None:
         "of these -50.0 points, -50.0 come from other test images and 0.0 from other answers"
         in answer_of(changes, {})[1]
     )
-    assert [entry.text for entry in change_table(changes).header][7:] == ["accuracy on both", "by other images"]
+    assert [entry.text for entry in change_table(changes).header][7:] == ["accuracy on both", "other images"]
 
 
 def test_image_is_paired_by_its_id_though_its_row_is_another() -> None:
