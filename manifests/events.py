@@ -11,6 +11,9 @@ from typing import Any
 from manifests import disk
 from manifests.records import now
 
+REPORTED = "reported"
+"""Event of a run that ended with a report; its field `report` is the name of the report's folder."""
+
 
 class EventLog:
     """An append-only log; several threads and processes may write to one file.

@@ -89,9 +89,18 @@ class DatasetPaths:
         """Images without a label that a head of this data set was asked about: drops, stages and runs of their own."""
         return DatasetPaths(self.root / "predictions")
 
+    @property
+    def reports(self) -> Path:
+        """Folder of all reports and of comparisons between two of them."""
+        return self.root / "reports"
+
     def report(self, fingerprint: str) -> Path:
         """Folder of one report."""
-        return self.root / "reports" / fingerprint[:12]
+        return self.reports / fingerprint[:12]
+
+    def comparison(self, a: str, b: str) -> Path:
+        """Folder of what changed from one report to another, which their fingerprints name."""
+        return self.reports / f"compare-{a[:12]}-{b[:12]}"
 
     def calibration(self, fingerprint: str) -> Path:
         """Folder of the temperature of one head."""

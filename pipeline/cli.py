@@ -156,11 +156,24 @@ def report(
     preset: PresetOption = None,
     set_: SetOption = None,
     source: SourceOption = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            "--compare",
+            metavar="RUN_A RUN_B",
+            help="Instead: what changed between two runs or reports, and is it noise; also: previous latest.",
+        ),
+    ] = None,
 ) -> None:
     """Write the page with scores, learning curve and gallery; print the table and the page's path."""
-    from pipeline.commands import do_report, open_workspace
+    from pipeline.commands import dataset_paths, do_report, open_workspace
 
     set_up(verbose=False)
+    if compare:
+        from pipeline.comparing import do_compare
+
+        do_compare(dataset_paths(workdir, dataset), compare)
+        return
     do_report(open_workspace(workdir, dataset, (config, set_, preset), source))
 
 

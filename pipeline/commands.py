@@ -13,6 +13,7 @@ import typer
 from manifests.audit import Audit
 from manifests.drops import verify_drops
 from manifests.errors import ExitCode, InventoryError
+from manifests.events import REPORTED, EventLog
 from manifests.ingest import IngestOptions, IngestReport, ingest
 from manifests.integrity import verify
 from manifests.layout import DatasetPaths, Workdir
@@ -160,6 +161,8 @@ def do_run(workspace: Workspace, options: RunOptions, *, as_json: bool) -> int:
         drops = tuple(drop.drop_id for drop in runner.workspace.drops)
         shown = Workspace(workspace.paths, workspace.config, options.source, drops)
         report = do_report(shown, quiet=as_json)
+        with EventLog(workspace.paths.run(outcome.run_id) / "events.jsonl") as events:
+            events.write(REPORTED, report=report.parent.name)
     if as_json:
         page = report.relative_to(workspace.paths.root.parent).as_posix() if report else None
         fields = {"run": outcome.run_id, "exit_code": int(outcome.exit_code), "report": page}

@@ -101,19 +101,19 @@ def answer_table(workspace: Workspace, committed: Committed) -> pd.DataFrame:
             file = io.BytesIO(read_artifact(workspace, node, commit, "predictions.csv"))
             columns = ["image_id", "drop", "row", "label", "predicted", "flagged"]
             told = pd.read_csv(file, usecols=columns, dtype=str, na_filter=False)
-            frame = pd.DataFrame(
-                {
-                    "mask": node.policy if _sees_masks(workspace, node, cell.method) else "",
-                    "method": _shown(node, cell.method),
-                    "training": cell.training,
-                    "seed": cell.seed,
-                    "image": told["drop"] + "/" + told["row"],
-                    "group": told["image_id"].map(groups),
-                    "flagged": told["flagged"] == "1",
-                    "correct": told["predicted"] == told["label"],
-                }
-            )
-            frames.append(frame)
+            fields = {
+                "mask": node.policy if _sees_masks(workspace, node, cell.method) else "",
+                "method": _shown(node, cell.method),
+                "training": cell.training,
+                "seed": cell.seed,
+                "image": told["drop"] + "/" + told["row"],
+                "image_id": told["image_id"],
+                "label": told["label"].map(plain_name),
+                "group": told["image_id"].map(groups),
+                "flagged": told["flagged"] == "1",
+                "correct": told["predicted"] == told["label"],
+            }
+            frames.append(pd.DataFrame(fields))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(ANSWER_COLUMNS))
 
 

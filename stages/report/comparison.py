@@ -15,6 +15,8 @@ REFERENCE: Final = "original"
 """The method that every other is compared with: the same features without any mask."""
 RESAMPLES: Final = 10_000
 LEVEL: Final = 0.05
+PAIRED: Final = ("n", "seeds", "difference", "low", "high", "p")
+"""What a paired comparison tells, see `compare`."""
 
 
 def compare(answers: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
@@ -39,36 +41,78 @@ def compare(answers: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
         A row for each (mask, method, training) but the reference's: `n` images, `seeds`, `difference`, `low`, `high`
         (95 %), `p` and `p_holm`; shares, not percent.
     """
-    from statsmodels.stats.contingency_tables import mcnemar
-    from statsmodels.stats.multitest import multipletests
-
     rows = []
-    numbered = _numbered(answers)
-    resampled: dict[bytes, NDArray[np.float64]] = {}
+    numbered, draws = _numbered(answers), Draws()
     for training, cells in numbered.groupby("training"):
         baseline = cells[cells["method"] == reference]
         if baseline.empty:
             continue
         images, groups = _drawn_from(baseline)
-        if groups.tobytes() not in resampled:  # amounts nearly always share their test images
-            resampled = {groups.tobytes(): _resamples(groups)}
-        weights = resampled[groups.tobytes()]
         theirs = _by_image(baseline, images)
         for (mask, method), own in cells[cells["method"] != reference].groupby(["mask", "method"]):
-            ours = _by_image(own, images)
-            seeds = [seed for seed in ours if seed in theirs]
-            if not seeds:
-                continue
-            mine, other = (np.mean([found[s] for s in seeds], axis=0) for found in (ours, theirs))
-            low, high = np.quantile(_weighted(weights, mine - other), (LEVEL / 2, 1 - LEVEL / 2))
-            only, others = int(((mine > 0.5) & (other <= 0.5)).sum()), int(((mine <= 0.5) & (other > 0.5)).sum())
-            p = float(mcnemar([[0, only], [others, 0]], exact=True).pvalue) if only + others else 1.0
-            numbers = (len(images), len(seeds), float(np.mean(mine - other)), float(low), float(high), p)
-            rows.append((mask, method, training, *numbers))
-    columns = ["mask", "method", "training", "n", "seeds", "difference", "low", "high", "p"]
-    frame = pd.DataFrame(rows, columns=columns)
-    corrected = multipletests(frame["p"], method="holm")[1] if len(frame) else []
-    return frame.assign(p_holm=corrected)
+            found = paired(_by_image(own, images), theirs, draws.of(groups))
+            if found is not None:
+                rows.append({"mask": mask, "method": method, "training": training, **found})
+    return with_holm(pd.DataFrame(rows, columns=["mask", "method", "training", *PAIRED]))
+
+
+class Draws:
+    """How often each image is drawn in each bootstrap resample; kept for as long as the groups stay the same."""
+
+    def __init__(self) -> None:
+        self._groups: bytes | None = None
+        self._weights: NDArray[np.float64] = np.empty((0, 0))
+
+    def of(self, groups: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Resamples of these groups.
+
+        Parameters
+        ----------
+        groups : ndarray of int64, (n,)
+            Number of each image's group, from 0.
+
+        Returns
+        -------
+        ndarray of float64, (RESAMPLES, n)
+        """
+        if groups.tobytes() != self._groups:  # what is compared nearly always shares its test images
+            self._groups, self._weights = groups.tobytes(), _resamples(groups)
+        return self._weights
+
+
+def paired(
+    ours: Mapping[int, NDArray[np.float64]], theirs: Mapping[int, NDArray[np.float64]], weights: NDArray[np.float64]
+) -> dict[str, float] | None:
+    """Compare two fits' answers on the same images over the seeds that both have, as `compare` says.
+
+    Parameters
+    ----------
+    ours, theirs : Mapping[int, ndarray of float64, (n,)]
+        By seed, 1 for each image that was answered right and 0 for the others.
+    weights : ndarray of float64, (RESAMPLES, n)
+        From `Draws.of`.
+
+    Returns
+    -------
+    dict[str, float] or None
+        `PAIRED`; None where no seed is in both.
+    """
+    seeds = [seed for seed in ours if seed in theirs]
+    if not seeds:
+        return None
+    mine, other = (np.mean([found[seed] for seed in seeds], axis=0) for found in (ours, theirs))
+    low, high = np.quantile(_weighted(weights, mine - other), (LEVEL / 2, 1 - LEVEL / 2))
+    numbers = (len(mine), len(seeds), np.mean(mine - other), low, high, _mcnemar(mine > 0.5, other > 0.5))
+    kinds = (int, int, float, float, float, float)
+    return {name: kind(number) for name, kind, number in zip(PAIRED, kinds, numbers, strict=True)}
+
+
+def with_holm(compared: pd.DataFrame) -> pd.DataFrame:
+    """Add `p_holm`: the `p` of all rows together, corrected by Holm's method."""
+    from statsmodels.stats.multitest import multipletests
+
+    corrected = multipletests(compared["p"].astype("float64"), method="holm")[1] if len(compared) else []
+    return compared.assign(p_holm=corrected)
 
 
 def near_best(answers: pd.DataFrame, summary: pd.DataFrame) -> dict[tuple[str, str, str], str]:
@@ -92,10 +136,10 @@ def near_best(answers: pd.DataFrame, summary: pd.DataFrame) -> dict[tuple[str, s
         marks[(*best, str(training))] = "best"
         pairs = list(means)
         right = {(m, n): _majority(cells[(cells["mask"] == m) & (cells["method"] == n)]) for m, n in pairs}
-        others = [pair for pair in pairs if pair != best and len(right[pair]) == len(right[best])]
+        others = [pair for pair in pairs if pair != best and right[pair].index.equals(right[best].index)]
         if not others:
             continue
-        p_values = [_mcnemar(right[pair], right[best]) for pair in others]
+        p_values = [_mcnemar(right[pair].to_numpy(), right[best].to_numpy()) for pair in others]
         corrected = multipletests(p_values, method="holm")[1]
         marks |= {(*pair, str(training)): "near" for pair, p in zip(others, corrected, strict=True) if p >= LEVEL}
     return marks
@@ -107,7 +151,7 @@ def _majority(cells: pd.DataFrame) -> pd.Series:
     return share > 0.5
 
 
-def _mcnemar(ours: pd.Series, theirs: pd.Series) -> float:
+def _mcnemar(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> float:
     from statsmodels.stats.contingency_tables import mcnemar
 
     only, others = int((ours & ~theirs).sum()), int((~ours & theirs).sum())

@@ -33,14 +33,18 @@ SCORE_COLUMNS: Final = (
     "n_test_unflagged",
     "correct_unflagged",
 )
-ANSWER_COLUMNS: Final = ("mask", "method", "training", "seed", "image", "group", "flagged", "correct")
-"""Of one test image in one cell; `image` names its row, because copies of a file share an image_id."""
+ANSWER_COLUMNS: Final = (
+    *("mask", "method", "training", "seed"),
+    *("image", "image_id", "label", "group", "flagged", "correct"),
+)
+"""Of one test image in one cell; `image` names its row, because copies of a file share an image_id; `label` is its
+class."""
 PROBABILITY_COLUMNS: Final = ("mask", "method", "training", "seed", "image", "truth", "predicted")
 """Of one test image in one cell of its method's largest training subset; `truth` and `predicted` are class indices, and
 `p_0`, `p_1`, ... follow, the probabilities of the classes."""
 ATTENTION_COLUMNS: Final = ("mask", "method", "kind", "n", "hits", "energy", "area", "blank")
-"""How the maps of one method lie to supplied masks: hits, energy and area are means over n images, in [0, 1], energy over
-those whose map is not blank; blank counts maps that are zero everywhere. `mask` is empty for a method without masks."""
+"""How the maps of one method lie to supplied masks: hits, energy and area are means over n images, in [0, 1], energy
+over those whose map is not blank; blank counts maps that are zero everywhere. `mask` is empty for one without masks."""
 MASK_COLUMNS: Final = ("mask", "split", "class", "status", "area", "score", "iou")
 """Of one image under one policy; area as a share of the image, and NaN where a number is not known."""
 LEDGER_COLUMNS: Final = ("mask", "split", "class", "n", "ok", "fallback", "failed", "mean_area")

@@ -10,7 +10,7 @@ from stages.report.data import ReportData
 from stages.report.tables import Entry, Table
 
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~&!])")
-MARKS = {"best": "**{}**", "near": "_{}_"}
+MARKS = {"best": "**{}**", "changed": "**{}**", "near": "_{}_"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +26,20 @@ def markdown(data: ReportData, answer: Sequence[str], warnings: Sequence[str], s
     """The report as text; every text from outside is escaped."""
     lines = [f"# {plain(data.dataset)}", "", *(f"{plain(sentence)}" for sentence in answer), ""]
     lines += [f"> **Caution.** {plain(warning)}\n>" for warning in warnings]
+    lines += sections_of(sections)
+    lines += ["## Where it comes from", "", "```", data.command.replace("```", "'''"), "```", ""]
+    lines += [f"Fingerprint {data.fingerprint}, made {data.created}. For research only; not a medical device.", ""]
+    return "\n".join(lines)
+
+
+def sections_of(sections: Iterable[Section]) -> list[str]:
+    """Lines of sections; the titles and texts are this package's own, tables are escaped."""
+    lines = []
     for section in sections:
         lines += ["", f"## {section.title}", "", section.text, ""]
         for table in section.tables:
             lines += [*_table(table), ""]
-    lines += ["## Where it comes from", "", "```", data.command.replace("```", "'''"), "```", ""]
-    lines += [f"Fingerprint {data.fingerprint}, made {data.created}. For research only; not a medical device.", ""]
-    return "\n".join(lines)
+    return lines
 
 
 def plain(text: str) -> str:

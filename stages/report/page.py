@@ -24,6 +24,7 @@ from stages.report.comparison import REFERENCE, compare, comparison_table, near_
 from stages.report.data import FAILURE_COLUMNS, SCORE_COLUMNS, ReportData
 from stages.report.diagnostics import chosen
 from stages.report.gallery_view import gallery_groups, shown_classes
+from stages.report.kept import KEPT, Kept
 from stages.report.map_view import Map
 from stages.report.markdown import Section, markdown
 from stages.report.mask_figures import mask_plot
@@ -92,6 +93,17 @@ def template_of(name: str) -> Template:
     return environment.get_template(name)
 
 
+def look() -> dict[str, str]:
+    """What every page of this package is given: `style`, `script` and `script_digest`."""
+    here = files("stages.report")
+    script = (here / "page.js").read_text("utf-8")
+    return {
+        "style": Markup((here / "page.css").read_text("utf-8")),  # noqa: S704  this package's own file
+        "script": Markup(script),  # noqa: S704  likewise
+        "script_digest": f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode('ascii')}",
+    }
+
+
 def layout_digest() -> str:
     """Digest of everything that decides how a page looks: the template and the code of this package."""
     suffixes = (".py", ".html", ".css", ".js")
@@ -100,7 +112,7 @@ def layout_digest() -> str:
 
 
 def write_report(data: ReportData, out: Path) -> Path:
-    """Write index.html, report.md, tables as CSV, provenance.json and figures/*.{png,svg,csv}; the page comes last.
+    """Write index.html, report.md, tables as CSV, answers, provenance.json and figures/*.{png,svg,csv}; the page last.
 
     Parameters
     ----------
@@ -133,7 +145,8 @@ def write_report(data: ReportData, out: Path) -> Path:
     rest = [column for column in data.scores.columns if column not in SCORE_COLUMNS]
     scores = data.scores[[*SCORE_COLUMNS, *rest]]
     write_atomic(out / "scores.csv", scores.to_csv(index=False, lineterminator="\n"))
-    record = {"report": data.fingerprint, "command": data.command, **data.provenance}
+    write_atomic(out / KEPT, Kept.of(data.answers, data.classes).to_bytes())
+    record = {"report": data.fingerprint, "created": data.created, "command": data.command, **data.provenance}
     write_atomic(out / "provenance.json", json.dumps(record, indent=1) + "\n")
     write_atomic(out / TWIN, twin(data, findings))
     write_atomic(out / PAGE, render(data, findings, {name: kinds["svg"] for name, kinds in drawn.items()}))
@@ -157,15 +170,11 @@ def render(data: ReportData, findings: Findings, drawn: Mapping[str, bytes]) -> 
     str
     """
     summary = findings.summary
-    here = files("stages.report")
     template = template_of("page.html")
-    script = (here / "page.js").read_text("utf-8")
     first, *others = [(plot, figures.data_uri(drawn[plot.name], "image/svg+xml")) for plot in findings.plots]
     return template.render(
         data=data,
-        style=Markup((here / "page.css").read_text("utf-8")),  # noqa: S704  this package's own file
-        script=Markup(script),  # noqa: S704  likewise
-        script_digest=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode('ascii')}",
+        **look(),
         answer=answer_of(summary, findings.compared),
         warnings=notes.warnings_of(data),
         headline=[tables.headline(part, marks=findings.marks) for part in tables.by_kind(summary)],

@@ -64,7 +64,12 @@ def answers(scores: pd.DataFrame) -> pd.DataFrame:
     cells = scores.loc[scores.index.repeat(20)].reset_index(drop=True)
     number = cells.groupby(["mask", "method", "training", "seed"]).cumcount()
     return cells[["mask", "method", "training", "seed"]].assign(
-        image=number.astype(str), group=number.astype(str), flagged=False, correct=number < cells["correct"]
+        image=number.astype(str),
+        image_id=number.map("{:016x}".format),
+        label=(number // 10).map({0: "a", 1: "b"}),
+        group=number.astype(str),
+        flagged=False,
+        correct=number < cells["correct"],
     )
 
 
@@ -417,7 +422,7 @@ def test_tables_and_figures_are_files_beside_the_page(tmp_path: Path) -> None:
     names = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
     drawn = ("learning_curve", "controls", "confusion", "reliability", "roc")
     figures = {f"figures/{name}.{kind}" for name in drawn for kind in ("csv", "png", "svg")}
-    tables = {"comparison.csv", "provenance.json", "scores.csv", "summary.csv"}
+    tables = {"answers.json.gz", "comparison.csv", "provenance.json", "scores.csv", "summary.csv"}
     assert names == {*tables, *figures, "index.html", "report.md"}
     back = pd.read_csv(out / "scores.csv", keep_default_na=False)
     assert back["correct"].tolist() == study()["correct"].tolist()
