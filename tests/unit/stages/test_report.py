@@ -422,7 +422,7 @@ def test_tables_and_figures_are_files_beside_the_page(tmp_path: Path) -> None:
     names = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
     drawn = ("learning_curve", "controls", "confusion", "reliability", "roc")
     figures = {f"figures/{name}.{kind}" for name in drawn for kind in ("csv", "png", "svg")}
-    tables = {"answers.json.gz", "comparison.csv", "provenance.json", "scores.csv", "summary.csv"}
+    tables = {"answers.json.gz", "attention.csv", "comparison.csv", "provenance.json", "scores.csv", "summary.csv"}
     assert names == {*tables, *figures, "index.html", "report.md"}
     back = pd.read_csv(out / "scores.csv", keep_default_na=False)
     assert back["correct"].tolist() == study()["correct"].tolist()
