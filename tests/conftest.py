@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -31,6 +32,15 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the folders whose files take minutes: short files at the end keep every worker busy."""
     items.sort(key=lambda item: item.path.relative_to(ROOT / "tests").parts[0] == "unit")
+
+
+def pytest_collection_finish() -> None:
+    """Keep the collector of garbage from going through all libraries and tests each time.
+
+    A whole pass takes a second once they are loaded, and statsmodels asks for one with every correction of p values.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
