@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import subprocess
@@ -38,7 +39,9 @@ def pytest_collection_finish() -> None:
     """Keep the collector of garbage from going through all libraries and tests each time.
 
     A whole pass takes a second once they are loaded, and statsmodels asks for one with every correction of p values.
+    Hypothesis comes first: it looks for who refers to the generators of random numbers that it takes over.
     """
+    importlib.import_module("hypothesis")
     gc.collect()
     gc.freeze()
 

@@ -64,8 +64,8 @@ OWN = (
     "stages.texts.stage",
 )
 """Likewise: without bytecode files their compilation takes as long again as a short command."""
-HARMLESS = ("MEDFOCUS_", "PYTEST_CURRENT_TEST")
-"""Beginnings of the names of variables that no library reads while it is imported."""
+HARMLESS = ("MEDFOCUS_", "PYTEST_CURRENT_TEST", "TMPDIR")
+"""Beginnings of the names of variables that no library keeps from its import; `tempfile` is told to ask again."""
 
 
 class Warm:
