@@ -13,6 +13,7 @@ import gc
 import importlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -117,12 +118,12 @@ class _Interpreter:
                 stream.write(asked + b"\n")
                 stream.flush()
                 pid = int(stream.readline())
-                ours.settimeout(timeout_s)
-                try:
-                    code = int(stream.readline())
-                except TimeoutError:
+                in_time, _, _ = select.select([ours], [], [], timeout_s)  # it is closed behind the code
+                if not in_time:
                     os.kill(pid, signal.SIGKILL)
-                    raise subprocess.TimeoutExpired(list(arguments), timeout_s) from None
+                code = int(stream.readline())
+            if not in_time:
+                raise subprocess.TimeoutExpired(list(arguments), timeout_s)
             return code, _text(out), _text(err)
 
     def _started(self) -> socket.socket:
