@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import os
 import subprocess
@@ -13,9 +15,35 @@ from typing import Any
 
 import pytest
 
-from pipeline.phantoms import make_phantoms
+from tests.warm import Warm
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure() -> None:
+    """One thread a process, before any library counts the cores.
+
+    Threads that wait for each other in a loop are several times slower than one wherever processes share the cores; a
+    run of the product limits its threads itself, and tests of threads ask for as many as they need.
+    """
+    for library in ("OMP", "MKL", "OPENBLAS"):
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the folders whose files take minutes: short files at the end keep every worker busy."""
+    items.sort(key=lambda item: item.path.relative_to(ROOT / "tests").parts[0] == "unit")
+
+
+def pytest_collection_finish() -> None:
+    """Keep the collector of garbage from going through all libraries and tests each time.
+
+    A whole pass takes a second once they are loaded, and statsmodels asks for one with every correction of p values.
+    Hypothesis comes first: it looks for who refers to the generators of random numbers that it takes over.
+    """
+    importlib.import_module("hypothesis")
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -55,27 +83,28 @@ def command(*arguments: object) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def cli() -> Cli:
-    """Run `pipeline` with arguments in a process of its own."""
+def cli(private_home: None) -> Iterator[Cli]:
+    """Run `pipeline` with arguments in a process of its own, see `tests.warm` for how it begins."""
+    warm = Warm()
 
     def call(*arguments: object, env: Mapping[str, str] | None = None, timeout_s: float = 300) -> Finished:
+        words, surroundings = command(*arguments), {**os.environ, **(env or {})}
+        if warm.serves(surroundings):
+            return Finished(*warm.run(words[3:], surroundings, timeout_s))
         done = subprocess.run(
-            command(*arguments),
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-            cwd=ROOT,
-            env={**os.environ, **(env or {})},
+            words, capture_output=True, text=True, timeout=timeout_s, check=False, cwd=ROOT, env=surroundings
         )
         return Finished(done.returncode, done.stdout, done.stderr)
 
-    return call
+    yield call
+    warm.close()
 
 
 @pytest.fixture(scope="session")
 def phantom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve training and six test phantoms with masks and labels.csv; never written to after this."""
+    from pipeline.phantoms import make_phantoms
+
     folder = tmp_path_factory.mktemp("phantoms")
     make_phantoms(folder, {"train": 4, "test": 2}, seed=7)
     return folder

@@ -31,12 +31,30 @@ def study(tmp_path: Path, phantom_folder: Path) -> Workspace:
     return complete(ingested(tmp_path, copy_source(phantom_folder, tmp_path / "source")))
 
 
+@pytest.fixture(scope="module")
+def shown(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Path]:
+    """Such a study with its report, and the page; for tests that only look."""
+    workspace = complete(ingested(tmp_path_factory.mktemp("shown"), phantom_folder))
+    return workspace, build_report(workspace)[0]
+
+
+@pytest.fixture
+def whole(shown: tuple[Workspace, Path]) -> Workspace:
+    """That study as another process sees it."""
+    return reopened(shown[0])
+
+
 def source_of(workspace: Workspace) -> Path:
     return Path(workspace.drops[0].source_root)
 
 
 def text_of(workspace: Workspace) -> str:
     return build_report(workspace)[0].read_text("utf-8")
+
+
+def folder_of(workspace: Workspace) -> Path:
+    """Where the report of what is committed lies or would lie, without drawing it."""
+    return workspace.paths.report(report_data(workspace).fingerprint)
 
 
 def test_missing_source_file_leaves_its_picture_without_the_original(study: Workspace) -> None:
@@ -58,17 +76,18 @@ def test_source_that_is_gone_does_not_end_the_report(study: Workspace) -> None:
 
 def test_page_with_originals_is_another_report_than_the_one_without(study: Workspace) -> None:
     moved = source_of(study).rename(study.paths.root.parent / "elsewhere")
-    without, _ = build_report(study)
+    without = folder_of(study)
     mounted, _ = build_report(reopened(study, source=moved))
-    assert mounted.parent != without.parent
+    assert mounted.parent != without
     assert "without the original image" not in mounted.read_text("utf-8")
 
 
-def test_same_content_is_the_same_folder_and_not_drawn_again(study: Workspace) -> None:
-    page, _ = build_report(study)
+def test_same_content_is_the_same_folder_and_not_drawn_again(shown: tuple[Workspace, Path]) -> None:
+    study, page = shown
     before = page.stat().st_mtime_ns, page.read_bytes()
     again, _ = build_report(reopened(study))
     assert again == page
+    assert again.parent == folder_of(reopened(study))
     assert (again.stat().st_mtime_ns, again.read_bytes()) == before
 
 
@@ -76,24 +95,26 @@ def test_same_content_is_the_same_folder_and_not_drawn_again(study: Workspace) -
     "setting",
     ["study.seeds=[0]", "study.fractions=[1.0]", 'probes.methods=["medfocus", "constant"]', "masks.compare=[]"],
 )
-def test_fewer_cells_shown_are_another_report(study: Workspace, setting: str) -> None:
-    page, _ = build_report(study)
-    assert build_report(reopened(study, setting))[0].parent != page.parent
+def test_fewer_cells_shown_are_another_report(shown: tuple[Workspace, Path], setting: str) -> None:
+    study, page = shown
+    assert folder_of(reopened(study, setting)) != page.parent
 
 
 def test_other_scores_alone_are_another_report(tmp_path: Path, phantom_folder: Path) -> None:
     def folder(name: str, correct: int) -> str:
-        return build_report(complete(ingested(tmp_path / name, phantom_folder), correct=correct))[0].parent.name
+        return folder_of(complete(ingested(tmp_path / name, phantom_folder), correct=correct)).name
 
     first = folder("first", 3)
     assert folder("again", 3) == first
     assert folder("other", 4) != first
 
 
-def test_page_of_another_layout_is_another_report(study: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    page, _ = build_report(study)
+def test_page_of_another_layout_is_another_report(
+    shown: tuple[Workspace, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, page = shown
     monkeypatch.setattr("pipeline.results.layout_digest", lambda: "0" * 64)
-    assert build_report(study)[0].parent != page.parent
+    assert folder_of(study) != page.parent
 
 
 def test_policy_that_has_not_run_is_named_and_makes_no_store(tmp_path: Path, phantom_folder: Path) -> None:
@@ -126,13 +147,13 @@ def test_without_any_score_the_next_step_is_named(tmp_path: Path, phantom_folder
     assert "pipeline run" in raised.value.fix
 
 
-def test_policies_come_as_configured_and_methods_in_their_order(study: Workspace) -> None:
-    data = report_data(study)
+def test_policies_come_as_configured_and_methods_in_their_order(whole: Workspace) -> None:
+    data = report_data(whole)
     pairs = list(dict.fromkeys(zip(data.scores["mask"], data.scores["method"], strict=True)))
     supplied = [("supplied", "medfocus"), ("supplied", "masked"), ("", "original"), ("", "constant")]
     assert pairs == [*supplied, ("none", "medfocus"), ("none", "masked")]
     assert list(dict.fromkeys(data.ledger["mask"])) == ["supplied", "none"]
-    html = text_of(study)
+    html = text_of(whole)
     assert html.index("<td>supplied</td>") < html.index("<td>none</td>")
 
 
@@ -149,8 +170,8 @@ def test_baselines_that_were_run_stand_beside_the_probes(study: Workspace) -> No
     assert set(scores.loc[scores["method"] == "coop", "mask"]) == {"supplied"}
 
 
-def test_ledger_counts_every_image_once_a_policy(study: Workspace) -> None:
-    ledger = report_data(study).ledger
+def test_ledger_counts_every_image_once_a_policy(whole: Workspace) -> None:
+    ledger = report_data(whole).ledger
     assert ledger.groupby("mask")["n"].sum().to_dict() == {"supplied": 18, "none": 18}
     assert (ledger["ok"] + ledger["fallback"] + ledger["failed"] == ledger["n"]).all()
     supplied = ledger[ledger["mask"] == "supplied"]
@@ -177,11 +198,11 @@ def test_altered_scores_are_refused(study: Workspace) -> None:
         report_data(study)
 
 
-def test_class_name_that_a_table_program_would_misread_is_a_prediction(study: Workspace) -> None:
+def test_class_name_that_a_table_program_would_misread_is_a_prediction(whole: Workspace) -> None:
     assert pipeline.committed.plain_name("'=round") == "=round"
     assert pipeline.committed.plain_name("NA") == "NA"
-    right = [item.predicted == item.label for item in report_data(study).gallery]
-    assert {item.predicted for item in report_data(study).gallery} == set(study.classes)
+    right = [item.predicted == item.label for item in report_data(whole).gallery]
+    assert {item.predicted for item in report_data(whole).gallery} == set(whole.classes)
     assert any(right)
     assert not all(right)
 
@@ -199,7 +220,7 @@ def test_copies_of_a_test_image_are_compared_as_images_of_their_own(phantom_fold
     assert set(compared["n"]) == {7}
 
 
-def test_every_node_is_planned_once_a_report(study: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_node_is_planned_once_a_report(whole: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     planned = []
 
     def counting(workspace: Workspace, node: object) -> object:
@@ -207,9 +228,9 @@ def test_every_node_is_planned_once_a_report(study: Workspace, monkeypatch: pyte
         return plan_map(workspace, node)  # type: ignore[arg-type]
 
     monkeypatch.setattr("pipeline.committed.plan_map", counting)
-    report_data(study)
+    report_data(whole)
     assert len(planned) == 4
-    assert look_up(study).incomplete == {}
+    assert look_up(whole).incomplete == {}
 
 
 def test_drop_that_came_after_the_run_is_not_in_its_report(study: Workspace) -> None:
@@ -223,9 +244,9 @@ def test_drop_that_came_after_the_run_is_not_in_its_report(study: Workspace) -> 
         report_data(later)
 
 
-def test_command_on_the_page_gives_the_same_configuration(study: Workspace) -> None:
+def test_command_on_the_page_gives_the_same_configuration(whole: Workspace) -> None:
     config = load_config(overrides=("masks.policy=top1", "study.seeds=[3]", "cluster.workers=2"))
-    words = shlex.split(report_command(Workspace(study.paths, config)))
+    words = shlex.split(report_command(Workspace(whole.paths, config)))
     overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
     assert words[:4] == ["pipeline", "report", "--dataset", "phantoms"]
     assert load_config(overrides=overrides, preset=words[5]).model_dump(exclude={"cluster"}) == config.model_dump(
@@ -245,11 +266,11 @@ def test_terminal_shows_scores_with_and_without_flagged_images(
     assert "Without the 2 flagged test images" in page.read_text("utf-8")
 
 
-def test_clean_test_set_has_one_table_on_the_terminal(study: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    do_report(study)
+def test_clean_test_set_has_one_table_on_the_terminal(whole: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    do_report(whole)
     assert "flagged" not in capsys.readouterr().out
 
 
-def test_quiet_report_prints_nothing(study: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    assert do_report(study, quiet=True).is_file()
+def test_quiet_report_prints_nothing(whole: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    assert do_report(whole, quiet=True).is_file()
     assert capsys.readouterr().out == ""
