@@ -30,8 +30,9 @@ MOST_LINES: Final = 9
 """Methods in a figure."""
 MORE_MARKERS: Final = ("o", "^", "D", "v", "P", "X", "<", ">")
 """Markers by method where there is one mask policy."""
-THUMBNAIL_PX: Final = 256
-JPEG_QUALITY: Final = 82
+THUMBNAIL_PX: Final = 224
+QUALITY: Final = {"quality": 68, "method": 2}
+"""Of thumbnails as WebP: half the bytes of a JPEG that looks alike."""
 
 
 def learning_curve(summary: pd.DataFrame) -> Figure:
@@ -171,11 +172,11 @@ def _rgb(colour: str) -> tuple[int, ...]:
 
 
 def thumbnail_uri(image: NDArray[np.uint8]) -> str:
-    """An RGB canvas, (S, S, 3) uint8, as a small JPEG inside a data URI; pixels alone, no metadata."""
+    """An RGB canvas, (S, S, 3) uint8, as a small WebP inside a data URI; pixels alone, no metadata."""
     small, _ = letterbox(image, THUMBNAIL_PX)
     out = io.BytesIO()
-    Image.fromarray(small).save(out, format="JPEG", quality=JPEG_QUALITY)
-    return data_uri(out.getvalue(), "image/jpeg")
+    Image.fromarray(small).save(out, format="WEBP", **QUALITY)
+    return data_uri(out.getvalue(), "image/webp")
 
 
 def data_uri(data: bytes, media_type: str) -> str:

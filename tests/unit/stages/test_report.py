@@ -322,7 +322,7 @@ def test_panels_are_image_proposals_mask_what_was_seen_and_where_each_classifier
     heats = tuple(Heat(m, np.zeros((THUMBNAIL_PX, THUMBNAIL_PX), np.float32)) for m in ("medfocus", "original"))
     proposals = np.zeros((2, THUMBNAIL_PX, THUMBNAIL_PX), bool)
     html = page(gallery=[item(proposals=proposals, heats=heats)])
-    panels = re.findall(r'src="data:image/jpeg[^"]*" alt="([^"]*)"', html)
+    panels = re.findall(r'src="data:image/webp[^"]*" alt="([^"]*)"', html)
     drawn = ["image", "2 proposals", "outline of the mask", "what the image encoder sees"]
     assert panels == [*drawn, "where medfocus looked", "where original looked"]
 
@@ -384,7 +384,7 @@ def test_one_image_stands_side_by_side_under_all_policies() -> None:
 
 def test_picture_without_its_original_shows_what_the_encoder_saw() -> None:
     html = page(gallery=[item(), item(image=None)], unreadable={"changed": 1})
-    assert html.count('src="data:image/jpeg') == 3 + 1
+    assert html.count('src="data:image/webp') == 3 + 1
     assert html.count("source file not readable") == 1
     assert "1 of 2 pictures are shown without the original image" in html
     assert "changed 1" in html
