@@ -23,8 +23,7 @@ from pipeline.graph import Node
 from pipeline.workspace import Workspace
 from stages.attention.pointing import upsample
 from stages.images import Placement, letterbox
-from stages.methods import sees_masks
-from stages.report.answer import ASKED
+from stages.methods import ASKED, sees_masks
 from stages.report.comparison import REFERENCE
 from stages.report.data import GalleryItem, Heat
 from stages.report.figures import THUMBNAIL_PX
