@@ -23,11 +23,12 @@ from stages.report.answer import answer_of
 from stages.report.comparison import REFERENCE, compare, comparison_table, near_best
 from stages.report.data import FAILURE_COLUMNS, SCORE_COLUMNS, ReportData
 from stages.report.diagnostics import chosen
-from stages.report.gallery_view import gallery_groups, shown_classes
+from stages.report.gallery_view import composed, gallery_groups, shown_classes
 from stages.report.kept import KEPT, Kept
 from stages.report.map_view import Map
 from stages.report.markdown import Section, markdown
 from stages.report.mask_figures import mask_plot
+from stages.report.outcomes import MOST
 from stages.report.plots import Plot
 from stages.report.published import published_table
 
@@ -201,6 +202,8 @@ def render(data: ReportData, findings: Findings, drawn: Mapping[str, bytes]) -> 
         attention=tables.attention_table(data.attention) if len(data.attention) else None,
         has_heats=any(item.heats for item in data.gallery),
         looked=LOOKED,
+        composed=composed(data.gallery),
+        most_pictures=MOST,
         shown_classes=shown_classes(data.gallery, data.classes),
         outcomes=tables.outcome_table(data.outcomes) if len(data.outcomes) else None,
         asked=_asked(data),
