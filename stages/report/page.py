@@ -37,8 +37,11 @@ DROP_COLUMNS = {"id": "drop", "created": "created", "n_items": "images"}
 KINDS = ("png", "svg")
 LOOKED = (
     "Maximum inside: the brightest point of the map of where a classifier looked lies in the supplied mask (the "
-    "pointing game). Sum inside: the share of the map's sum that lies in it. A map that knows nothing gets the mask's "
-    "area. Maps are Grad-CAM of the predicted class, or attention rollout, which knows no class; a hint, no proof."
+    "pointing game). Sum inside: the share of the map's sum that lies in it. Padding counts as outside. A map that is "
+    "even over the image gets the mask's area, but such chance does not allow for lesions near the middle. A masked "
+    "picture is black outside its mask, so that there is little else to look at; a method that is shown the supplied "
+    "mask itself is not scored. Cells are coarse (7 × 7 for the models that ship) and see far beyond themselves. Maps "
+    "are Grad-CAM of the predicted class, or attention rollout, which knows no class; a hint, no proof."
 )
 
 
