@@ -8,11 +8,11 @@ from typing import Final, Literal
 PictureView = Literal["original", "masked", "overlay", "binary", "crop", "blur", "inverted", "random-box", "shuffled"]
 """Views that are pictures of their own, so that a classifier can be trained on them."""
 FOCUS: Final = "medfocus"
+VARIANTS: Final = ("text-attn", "concat-mlp", "hadamard", "logits", "none")
+"""Forms of F(T, I); the first goes without saying."""
 ASKED: Final = ("masked", "overlay", "crop", "blur", "roi", "attn-bias", FOCUS)
 """Methods that see the mask, in the order in which the question is asked of them: first those that differ from
 `original` in the mask alone."""
-VARIANTS: Final = ("text-attn", "concat-mlp", "hadamard", "logits", "none")
-"""Forms of F(T, I); the first goes without saying."""
 TOKENS: Final = "tokens"
 """In place of views: the tokens of the original image."""
 WITHOUT_VIEW: Final = ("shape", "constant")

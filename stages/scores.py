@@ -109,13 +109,13 @@ def score(
     )
 
 
-def wilson(correct: int, n: int) -> tuple[float, float]:
+def wilson(correct: float, n: int) -> tuple[float, float]:
     """95 % interval of a share by Wilson's score method (Journal of the American Statistical Association, 1927).
 
     Parameters
     ----------
-    correct : int
-        Successes, in [0, n].
+    correct : float
+        Successes, in [0, n]; a mean of several trials' successes is no whole number.
     n : int
         Trials, at least 1.
 

@@ -53,6 +53,8 @@ class Findings:
     """What `tables.summarise` makes of the scores."""
     compared: pd.DataFrame
     """What `comparison.compare` makes of the answers."""
+    unflagged: pd.DataFrame
+    """The same without flagged test images; empty where none is flagged, or none is left."""
     marks: Mapping[tuple[str, str, str], str]
     """What `comparison.near_best` makes of both."""
     plots: Sequence[Plot]
@@ -64,9 +66,15 @@ class Findings:
     def of(cls, data: ReportData) -> Findings:
         """Summarise, compare and draw."""
         summary, compared = tables.summarise(data.scores), compare(data.answers)
+        unflagged = _without_flagged(data.answers)
         drawn, mapped = _plots(data, summary, compared), Map.of(data.points, data.classes) if data.points else None
         drawn += [mapped.plot] if mapped else []
-        return cls(summary, compared, near_best(data.answers, summary), drawn, mapped)
+        return cls(summary, compared, unflagged, near_best(data.answers, summary), drawn, mapped)
+
+    @property
+    def answer(self) -> list[str]:
+        """Sentences for the top."""
+        return answer_of(self.compared, self.unflagged, list(dict.fromkeys(self.summary["mask"])))
 
 
 def _plots(data: ReportData, summary: pd.DataFrame, compared: pd.DataFrame) -> list[Plot]:
@@ -179,14 +187,14 @@ def render(data: ReportData, findings: Findings, drawn: Mapping[str, bytes]) -> 
     return template.render(
         data=data,
         **look(),
-        answer=answer_of(summary, findings.compared),
+        answer=findings.answer,
         warnings=notes.warnings_of(data),
         headline=[tables.headline(part, marks=findings.marks) for part in tables.by_kind(summary)],
         unflagged=[tables.headline(part, unflagged=True) for part in tables.by_kind(summary)],
         n_flagged=tables.n_flagged(data.scores),
         measures=tables.other_measures(summary),
         comparison=[comparison_table(part) for part in tables.by_kind(findings.compared)],
-        unflagged_comparison=_without_flagged(data.answers),
+        unflagged_comparison=[comparison_table(part) for part in tables.by_kind(findings.unflagged)],
         reference=REFERENCE,
         published=published_table(data.published) if data.published != "none" else None,
         seeds=tables.each_seed(data.scores),
@@ -233,7 +241,7 @@ def twin(data: ReportData, findings: Findings) -> str:
         *([Section("Where the classifiers looked", LOOKED, [looked])] if len(data.attention) else []),
         Section("Masks", "", [tables.mask_table(data.ledger)]),
     ]
-    return markdown(data, answer_of(summary, compared), notes.warnings_of(data), sections)
+    return markdown(data, findings.answer, notes.warnings_of(data), sections)
 
 
 def _asked(data: ReportData) -> str:
@@ -241,12 +249,10 @@ def _asked(data: ReportData) -> str:
     return f"Test images by the answers of {seen} and {blind}, each on its largest training subset, first seed."
 
 
-def _without_flagged(answers: pd.DataFrame) -> list[tables.Table]:
+def _without_flagged(answers: pd.DataFrame) -> pd.DataFrame:
     """The comparison on unflagged test images alone; empty where none is flagged or none is left."""
-    clean = answers[~answers["flagged"]]
-    if not 0 < len(clean) < len(answers):
-        return []
-    return [comparison_table(part) for part in tables.by_kind(compare(clean))]
+    clean = answers[~answers["flagged"].astype(bool)]
+    return compare(clean if len(clean) < len(answers) else clean.iloc[:0])
 
 
 def _drops(drops: Sequence[Mapping[str, Any]]) -> tables.Table:

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import pandas as pd
 
 from stages.methods import TRAINED, variant_of, views_of
+from stages.scores import wilson
 
 METHODS: Final[Mapping[str, str]] = {
     "medfocus": "logistic regression on M = F(T, I), the fusion of class texts and masked image",
@@ -166,8 +167,8 @@ def summary_table(scores: pd.DataFrame, *, unflagged: bool = False) -> pd.DataFr
     """
     table = headline(summarise(scores), unflagged=unflagged)
     names = [entry.text for entry in table.header]
-    rows = [[" ".join(part for part in entry[:2] if part) for entry in row] for row in table.rows]
-    return pd.DataFrame(rows, columns=names)
+    parts = [[(entry.text, *entry.note.splitlines()[:1]) for entry in row] for row in table.rows]
+    return pd.DataFrame([[" ".join(part) for part in row] for row in parts], columns=names)
 
 
 def headline(
@@ -289,8 +290,12 @@ def _accuracy(row: Mapping[Hashable, Any], suffix: str, most_seeds: int) -> Entr
         return Entry(UNDEFINED, "no test image")
     seeds = int(row["seeds"])
     missing = "" if seeds == most_seeds else f", {seeds} of {most_seeds} seeds"
-    text = _mean_sd(row[f"accuracy{suffix}_mean"], row[f"accuracy{suffix}_sd"], percent=True)
-    return Entry(text, f"({int(row[f'correct{suffix}'])}/{int(row[f'n_test{suffix}'])}{missing})")
+    mean, pooled = row[f"accuracy{suffix}_mean"], int(row[f"n_test{suffix}"])
+    text = _mean_sd(mean, row[f"accuracy{suffix}_sd"], percent=True)
+    n = round(pooled / seeds)
+    low, high = wilson(min(mean, 1.0) * n, n)
+    interval = f"{100 * low:.1f} to {100 * high:.1f}"
+    return Entry(text, f"({int(row[f'correct{suffix}'])}/{pooled}{missing})\n{interval}")
 
 
 def _mean_sd(mean: float, sd: float, *, percent: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -46,12 +47,46 @@ def test_difference_and_exact_p_of_known_answers() -> None:
     assert (found["n"], found["seeds"]) == (20, 1)
 
 
-def test_image_counts_as_right_if_most_seeds_are() -> None:
-    ours = [[True, False], [True, False], [False, True]]
-    theirs = [[False, False]] * 3
-    found = compare(answers({"original": theirs, "roi": ours})).iloc[0]
-    assert found["difference"] == pytest.approx(0.5)
-    assert found["p"] == 1.0  # one image alone differs
+def test_difference_and_p_speak_of_the_same_mean_over_seeds() -> None:
+    # By the majority of seeds ours is ahead on 6 images and behind on none, by the mean it is far behind.
+    ours = [[True] * 6 + [False] * 30, [True] * 6 + [False] * 30, [False] * 36]
+    theirs = [[False] * 6 + [True] * 30, [False] * 36, [False] * 6 + [False] * 30]
+    right = {"original": [theirs[0], theirs[0], theirs[2]], "roi": ours}
+    found = compare(answers(right)).iloc[0]
+    assert found["difference"] == pytest.approx((12 - 60) / 108)
+    assert found["p"] < 0.001
+    assert found["high"] < 0
+    assert found["accuracy"] - found["reference"] == pytest.approx(found["difference"])
+
+
+def test_p_of_several_seeds_is_that_of_every_assignment_of_signs() -> None:
+    random = np.random.default_rng(3)
+    ours, theirs = random.random((2, 3, 10)) < 0.5
+    found = compare(answers({"original": theirs.tolist(), "roi": ours.tolist()})).iloc[0]
+    differences = ours.mean(axis=0) - theirs.mean(axis=0)
+    signs = np.array(list(itertools.product((-1, 1), repeat=10)))
+    exact = (np.abs(signs @ differences) >= abs(differences.sum()) - 1e-9).mean()
+    assert found["p"] == pytest.approx(exact, abs=0.015)
+
+
+def test_patients_with_many_images_do_not_make_chance_significant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "RESAMPLES", 500)
+    random = np.random.default_rng(2)
+    groups = [f"p{i // 20}" for i in range(300)]
+    rejected = 0
+    for _ in range(60):
+        ours, theirs = np.repeat(random.random((2, 15)) < 0.6, 20, axis=1)  # a patient's images are all alike
+        rejected += compare(answers({"original": [theirs], "roi": [ours]}, groups)).iloc[0]["p"] < 0.05
+    assert rejected <= 7
+
+
+def test_methods_are_compared_on_the_images_of_both() -> None:
+    frame = answers({"original": [[True, False] * 10] * 2, "roi": [[True] * 20] * 2})
+    lacking = frame[~((frame["method"] == "roi") & (frame["image"] == "drop-001/1"))]
+    found = compare(lacking).iloc[0]
+    assert (found["n"], found["seeds"]) == (19, 2)
+    assert found["difference"] == pytest.approx(9 / 19)
+    assert compare(frame[(frame["method"] != "roi") | (frame["image"] == "nowhere")]).empty
 
 
 def test_all_p_values_are_corrected_together() -> None:

@@ -210,7 +210,7 @@ def test_one_seed_has_no_spread_and_missing_seeds_are_named() -> None:
     scores = study()
     scores = scores[(scores["method"] != "original") | (scores["seed"] == 0)]
     entry = headline(summarise(scores)).rows[1][2]
-    assert (entry.text, entry.note) == ("40.0", "(8/20, 1 of 3 seeds)")
+    assert (entry.text, entry.note) == ("40.0", "(8/20, 1 of 3 seeds)\n21.9 to 61.3")
     assert any("2 of 6 table cells lack seeds" in w for w in warnings_of(data(scores=scores)))
 
 
@@ -225,8 +225,8 @@ def test_flagged_test_images_give_a_second_table_without_them() -> None:
     html = page(scores=scores)
     section = html[html.index('id="unflagged"') :]
     assert "5 of 20 test images also occur in training" in html
-    assert "40.0 ± 0.0<small>(12/30)</small>" in section
-    assert "60.0 ± 0.0<small>(24/40)</small>" in html[: html.index('id="unflagged"')]
+    assert "40.0 ± 0.0<small>(12/30)\n19.8 to 64.3</small>" in section
+    assert "60.0 ± 0.0<small>(24/40)\n38.7 to 78.1</small>" in html[: html.index('id="unflagged"')]
 
 
 def test_clean_test_set_has_one_headline_table() -> None:
@@ -490,20 +490,46 @@ def test_full_disk_is_a_store_error_and_leaves_no_page(tmp_path: Path, monkeypat
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
+def answer(scores: pd.DataFrame, **changed: Any) -> list[str]:
+    return Findings.of(data(scores=scores, answers=answers(scores).assign(**changed))).answer
+
+
 def test_answer_names_both_accuracies_and_whether_it_is_chance() -> None:
-    told = answer_of(summarise(study()), compare(answers(study())))
-    assert "With all training images medfocus (mask union) answers 80.0 % of 20 test images right" in told[0]
-    assert "unmasked image 60.0 %: 20.0 points more (95 % interval" in told[0]
-    assert told[-1].startswith("At no amount of training data is the difference significant")
-    sure = compare(answers(study())).assign(p_holm=0.001)
-    verdict = answer_of(summarise(study()), sure)[-1]
-    assert verdict == "After correction for all comparisons it is significantly better at 10 %, 100 %."
+    told = answer(study())
+    assert told[0].startswith(
+        "With all training images medfocus (mask union), which also fuses class texts, answers 80.0 %"
+    )
+    assert "of 20 test images right, a probe on the unmasked image 60.0 %: 20.0 points more (95 % interval" in told[0]
+    assert told[-1].startswith("At none of 2 amounts of training data is the difference significant")
+    sure = answer_of(compare(answers(study())).assign(p=0.0001), compare(answers(study()).iloc[:0]), ("union",))
+    assert sure[-1] == "Corrected for 2 amounts of training data, it is significantly better at 10 %, 100 %."
 
 
-def test_study_without_masks_has_no_answer() -> None:
-    scores = study().query("method != 'medfocus'")
-    assert answer_of(summarise(scores), compare(answers(scores))) == []
-    assert 'id="answer"' not in page(scores=scores, answers=answers(scores))
+def test_question_is_asked_of_the_same_features_under_the_mask_first() -> None:
+    masked = pd.DataFrame([fit("union", "masked", f, s, 14) for f in (0.1, 1.0) for s in (0, 1, 2)])
+    told = answer(pd.concat([study(), masked], ignore_index=True))
+    assert "masked (mask union), answers 70.0 % of 20 test images right, the same probe on the unmasked" in told[0]
+    assert told[-1].startswith("With all training images medfocus (mask union), which also fuses class texts, ")
+
+
+def test_answer_without_flagged_images_stands_beside() -> None:
+    assert not [sentence for sentence in answer(study()) if "flagged" in sentence]
+    flagged = answers(study())["image"].astype(int) >= 12  # what medfocus gained at 100 %
+    told = [sentence for sentence in answer(study(), flagged=flagged) if sentence.startswith("Without flagged")]
+    assert len(told) == 1
+    assert "of 12 test images right, a probe on the unmasked image 100.0 %: no difference" in told[0]
+
+
+def test_study_without_masks_says_that_it_cannot_answer() -> None:
+    (told,) = answer(study().query("method != 'medfocus'"))
+    assert told.startswith("This study cannot say")
+    assert answer(study().query("method != 'original'")) == [told]
+
+
+def test_each_accuracy_has_its_interval_on_the_images_of_one_seed() -> None:
+    table = headline(summarise(study()))
+    low, high = wilson(16, 20)
+    assert table.rows[0][3].note == f"(48/60)\n{100 * low:.1f} to {100 * high:.1f}"
 
 
 def test_best_is_marked_and_what_is_not_surely_worse() -> None:
@@ -545,5 +571,5 @@ def test_twin_holds_the_answer_and_tables_and_escapes_markup() -> None:
     text = twin(shown, Findings.of(shown))
     assert text.startswith("# \\<b\\>\\|x\\|\n")
     assert "With all training images medfocus" in text
-    assert "| medfocus | union | **55.0 ± 5.0**<br>(33/60) |" in text
+    assert "| medfocus | union | **55.0 ± 5.0**<br>(33/60) 34.2 to 74.2 |" in text
     assert "<b>" not in text
