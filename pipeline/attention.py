@@ -19,6 +19,7 @@ from pipeline.attention_heads import AttendedHead, attended_cells, load_attended
 from pipeline.attention_maps import AttentionMap, Looker
 from pipeline.committed import Committed
 from pipeline.gpus import device_here
+from pipeline.mask_facts import SUPPLIED
 from pipeline.workspace import Workspace
 from stages.attention.pointing import Pointing, pointing
 from stages.images import Placement, letterbox
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 PREVENTS: Final = (PipelineError, ValueError, RuntimeError, OSError, ImportError)
 """What can go wrong while a model is loaded and asked; no report fails for it."""
 EMPTY: Final = "its mask is empty"
+OTHERWISE: Final = "asked again, the head answers other than what is committed"
 
 Group = tuple[str, str, str]
 """Mask policy, method and kind of map."""
@@ -43,7 +45,9 @@ class Attention:
     maps: Sequence[AttentionMap]
     """Of the images that were wanted."""
     scores: pd.DataFrame
-    """One row a policy, method and kind of map, with `ATTENTION_COLUMNS`; none if no test image has a supplied mask."""
+    """One row a policy, method and kind of map, with `ATTENTION_COLUMNS`; none if no test image has a supplied mask.
+
+    What is shown the supplied mask itself is not among them."""
     left_out: Sequence[str]
     """One sentence for each thing that is missing, with the reason."""
 
@@ -53,7 +57,7 @@ def take_attention(
 ) -> Attention:
     """Look again at some test images with the heads that a study has committed; nothing of the study is written.
 
-    For each mask policy the first method that sees masks (`medfocus`, `masked`, `roi`, else another of one view), and
+    For each mask policy the first of `ASKED` that is committed (else another method of one view that sees masks), and
     once `original`; each as it was fitted on its largest training subset with the first seed.
 
     Parameters
@@ -92,6 +96,7 @@ class _Taking:
         self.maps: list[AttentionMap] = []
         self.pointed: dict[Group, list[Pointing]] = defaultdict(list)
         self._workspace, self._looker, self._heads = workspace, looker, heads
+        self._told = {(head.node.policy, head.cell.method): head.told for head in heads}
         self._unusable: dict[str, set[tuple[str, int]]] = defaultdict(set)
 
     def take(self, chunk: Chunk, at: Sequence[int], wanted: Set[int], scored: Set[int]) -> None:
@@ -100,10 +105,15 @@ class _Taking:
         masks = self._masks(chunk, [rows[i] for i in at if rows[i].row in scored])
         try:
             for found in self._looker.maps(self._heads, chunk, at):
+                place = (found.drop, found.row)
+                if found.predicted != self._told[found.policy, found.method].get(place):
+                    self._looker.failed[OTHERWISE].add(place)
+                    continue
                 if found.row in wanted:
                     self.maps.append(found)
-                if found.row in masks:
-                    group = (found.policy if sees_masks(found.method) else "", found.method, found.kind)
+                policy = found.policy if sees_masks(found.method) else ""
+                if found.row in masks and policy != SUPPLIED:
+                    group = (policy, found.method, found.kind)
                     self.pointed[group].append(pointing(found.heat, found.box, *masks[found.row]))
         except PREVENTS as error:
             self._looker.failed[_said(error)].update((chunk.drop, rows[i].row) for i in at)
@@ -143,7 +153,7 @@ def _heads(workspace: Workspace, committed: Committed) -> tuple[list[AttendedHea
     left_out: list[str] = []
     for node, cell in attended_cells(workspace, committed):
         try:
-            heads.append(load_attended(workspace, node, cell))
+            heads.append(load_attended(workspace, committed, node, cell))
         except PREVENTS as error:
             left_out.append(f"There are no maps of {node.key}/{cell.unit}: {_said(error)}.")
     return heads, tuple(left_out)

@@ -13,20 +13,18 @@ from numpy.typing import NDArray
 from manifests.store import StageStore
 from manifests.types import Cell, Status
 from pipeline.cell_data import cell_artifacts
-from pipeline.committed import Committed, largest
+from pipeline.committed import Committed, answers_of, largest
 from pipeline.graph import Node
 from pipeline.head import load_probe
 from pipeline.workspace import Workspace
 from stages.base import StageData
 from stages.fusion.settings import FusionSettings
-from stages.methods import FOCUS, sees_masks, views_of
+from stages.methods import ASKED, sees_masks, views_of
 from stages.probes.linear import LinearProbe
 from stages.probes.stage import Probes
 from stages.views import CONTROLS
 
 UNMASKED: Final = "original"
-PREFERRED: Final = (FOCUS, "masked", "roi")
-"""Methods that see masks, the one that is shown first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +43,8 @@ class AttendedHead:
     """Of the group of its embeddings."""
     artifacts: Mapping[str, Path]
     """Folders of the fusion and texts that it reads."""
+    told: Mapping[tuple[str, int], str]
+    """Class that its committed predictions name, by drop and row."""
 
     def logits(self, vectors: NDArray[np.floating]) -> NDArray[np.float64]:
         """Logits of the K classes, (m, K), from unit vectors of its view, (m, D).
@@ -85,10 +85,14 @@ def attended_cells(workspace: Workspace, committed: Committed) -> list[tuple[Nod
 
 
 def _masked(node: Node, workspace: Workspace, cells: Iterable[Cell]) -> str:
-    """The first preferred method that sees masks, else any other of one view that is no control; empty if none."""
+    """The first of `ASKED`, whose answers the gallery tells; without any of them, another of one view that sees masks.
+
+    Empty where there is none that sees the right masks; no other method stands in for one that the gallery tells of.
+    """
     methods = dict.fromkeys(cell.method for cell in cells)
     own = [m for m in methods if sees_masks(m) and len(views := _views(node, workspace, m)) == 1 and not _wrong(views)]
-    return next((method for method in (*PREFERRED, *own) if method in own), "")
+    asked = [method for method in ASKED if method in methods]
+    return next((method for method in (asked[:1] or own) if method in own), "")
 
 
 def _views(node: Node, workspace: Workspace, method: str) -> tuple[str, ...]:
@@ -100,7 +104,7 @@ def _wrong(views: Iterable[str]) -> bool:
     return any(control in view for view in views for control in CONTROLS)
 
 
-def load_attended(workspace: Workspace, node: Node, cell: Cell) -> AttendedHead:
+def load_attended(workspace: Workspace, committed: Committed, node: Node, cell: Cell) -> AttendedHead:
     """Load a committed probe of one view; no image vector is read.
 
     Raises
@@ -120,4 +124,5 @@ def load_attended(workspace: Workspace, node: Node, cell: Cell) -> AttendedHead:
         probe=load_probe(workspace, node, cell),
         attributes=StageStore.load(workspace.root(embeddings, workspace.drops[0].drop_id)).attributes,
         artifacts=cell_artifacts(workspace, node, cell),
+        told=answers_of(workspace, committed, node, cell),
     )

@@ -97,8 +97,8 @@ class Told:
 
     method: str
     training: str
-    classes: Mapping[str, str]
-    """Predicted class by image_id."""
+    classes: Mapping[tuple[str, int], str]
+    """Predicted class by drop and row: copies of a file share an image_id."""
 
 
 def predictions(workspace: Workspace, committed: Committed, policy: str | None, methods: Sequence[str]) -> Told | None:
@@ -126,11 +126,21 @@ def predictions(workspace: Workspace, committed: Committed, policy: str | None, 
     for method in methods:
         for node in nodes:
             if shown := largest(committed.cells[node.key], method):
-                file = read_artifact(workspace, node, committed.cells[node.key][shown], "predictions.csv")
-                lines = csv.DictReader(io.StringIO(file.decode("utf-8"), newline=""))
-                told = {line["image_id"]: plain_name(line["predicted"]) for line in lines}
-                return Told(method, shown.training, told)
+                return Told(method, shown.training, answers_of(workspace, committed, node, shown))
     return None
+
+
+def answers_of(workspace: Workspace, committed: Committed, node: Node, cell: Cell) -> dict[tuple[str, int], str]:
+    """Predicted class of one cell by drop and row.
+
+    Raises
+    ------
+    DamagedError
+        If predictions are missing or not what was committed.
+    """
+    file = read_artifact(workspace, node, committed.cells[node.key][cell], "predictions.csv")
+    lines = csv.DictReader(io.StringIO(file.decode("utf-8"), newline=""))
+    return {(line["drop"], int(line["row"])): plain_name(line["predicted"]) for line in lines}
 
 
 def largest(cells: Iterable[Cell], method: str) -> Cell | None:

@@ -27,12 +27,10 @@ from stages.methods import ASKED, sees_masks
 from stages.report.comparison import REFERENCE
 from stages.report.data import GalleryItem, Heat
 from stages.report.figures import THUMBNAIL_PX
-from stages.report.outcomes import OUTCOMES, TEST_COLUMNS, counts, pick
+from stages.report.outcomes import IOU, MOST, OUTCOMES, SCORE, TEST_COLUMNS, counts, pick, within
 
 MOST_PER_OUTCOME: Final = 3
 """Test images of one class and outcome under one policy."""
-MOST: Final = 96
-"""Pictures of a page in all, unless there are more triples of policy, class and outcome; about 100 kB each."""
 MOST_PROPOSALS: Final = 24
 """Candidates that are drawn of an image."""
 ARRAYS: Final = ("mask", "masked_image", "status")
@@ -70,7 +68,8 @@ def take_pictures(workspace: Workspace, nodes: Sequence[Node], committed: Commit
     Returns
     -------
     Pictures
-        An image whose source file cannot be read is shown as the image encoder saw it, without the original.
+        `MOST` pictures at most. An image whose source file cannot be read is shown as the masks stage composed it,
+        without the original.
     """
     items: list[GalleryItem] = []
     unreadable: Counter[str] = Counter()
@@ -83,7 +82,7 @@ def take_pictures(workspace: Workspace, nodes: Sequence[Node], committed: Commit
         for policy, test in tests.items()
     }
     most = max(1, min(MOST_PER_OUTCOME, MOST // max(1, len(nodes) * len(workspace.classes) * len(OUTCOMES))))
-    picked = {policy: pick(test, most) for policy, test in tests.items()}
+    picked = within({policy: pick(test, most) for policy, test in tests.items()}, MOST)
     attention = take_attention(workspace, committed, _places(picked.values()))
     heats = _Heats(attention.maps, workspace.config.embeddings.canvas_px)
     for node in nodes:
@@ -96,14 +95,16 @@ def take_pictures(workspace: Workspace, nodes: Sequence[Node], committed: Commit
                     mask=arrays["mask"],
                     masked=arrays["masked_image"],
                     label=row.label,
-                    predicted=told.classes.get(row.image_id, "") if told else "",
+                    predicted=told.classes.get((str(chosen["drop"]), row.row), "") if told else "",
                     status=str(chosen["status"]),
                     caption=row.image_id,
                     policy=node.policy,
                     outcome=str(chosen["outcome"]),
-                    without=without.classes.get(row.image_id, "") if without else "",
+                    without=without.classes.get((str(chosen["drop"]), row.row), "") if without else "",
                     proposals=arrays.get("proposals"),
-                    iou=None if np.isnan(chosen["iou"]) else float(chosen["iou"]),
+                    shown=workspace.config.masks.compositing,
+                    kind=str(chosen["kind"]),
+                    quality=None if np.isnan(chosen["quality"]) else float(chosen["quality"]),
                     heats=heats.of(node.policy, str(chosen["drop"]), row.row),
                 )
             )
@@ -149,19 +150,23 @@ class _Heats:
 def _tests(facts: pd.DataFrame, policy: str, told: Told | None, without: Told | None) -> pd.DataFrame:
     """Test images of a policy that did not fail, with `TEST_COLUMNS`, in the order of the store."""
     own = facts[(facts["mask"] == policy) & (facts["split"] == Split.TEST) & (facts["status"] != "failed")]
-    quality = own["iou"] if own["iou"].notna().any() else own["score"]
+    kind = IOU if own["iou"].notna().any() else SCORE
+    quality = own["iou"] if kind == IOU else own["score"]
     # A supplied or fixed mask has no score that tells one from another.
-    quality = quality if quality.nunique() > 1 else quality * np.nan
+    quality = quality if kind == IOU or quality.nunique() > 1 else quality * np.nan
     return own.assign(
         label=own["class"],
         with_mask=_right(own, told),
         without=_right(own, without),
+        kind=kind,
         quality=quality,
     )
 
 
 def _right(own: pd.DataFrame, told: Told | None) -> pd.Series:
-    said = own["image"].map(told.classes if told else {})
+    classes = told.classes if told else {}
+    places = zip(own["drop"], own["row"], strict=True)
+    said = pd.Series([classes.get((drop, row)) for drop, row in places], own.index, dtype=object)
     right: pd.Series = (said == own["class"]).astype("boolean").where(said.notna())
     return right
 

@@ -20,6 +20,8 @@ from stages.images import letterbox
 
 MOST_COMPARED: Final = 200
 """Test images whose masks are compared with supplied ones: the first in the order of their digests."""
+SUPPLIED: Final = "supplied"
+"""The policy whose masks are the supplied ones: nothing of it is compared with them."""
 Key = tuple[str, int]
 """Drop and row of an image."""
 
@@ -41,7 +43,7 @@ def mask_facts(workspace: Workspace, committed: Committed) -> pd.DataFrame:
     supplied = _supplied(workspace)
     rows: list[dict[str, Any]] = []
     for node in mask_nodes(workspace, committed):
-        compared = {} if node.policy == "supplied" else supplied
+        compared = {} if node.policy == SUPPLIED else supplied
         for store, chunk, wanted in _chunks(workspace, node):
             names = ("status", "area_fraction", "score")
             keys = {(chunk.drop, row.row) for row in wanted}

@@ -15,11 +15,11 @@ class Pointing(NamedTuple):
     """How a map lies to a mask."""
 
     hit: bool
-    """Whether the map's maximum lies in the mask; a map without any never hits."""
+    """Whether the map's maximum lies in the mask; one in the padding does not, and a map without any never hits."""
     energy: float
-    """Share of the map's sum that lies in the mask, in [0, 1]; NaN where the map is zero everywhere."""
+    """Share of the map's sum on the whole canvas that lies in the mask, in [0, 1]; NaN where it is zero everywhere."""
     area: float
-    """Share of the image that lies in the mask, in (0, 1]: what a map that knows nothing gets, of either."""
+    """Share of the image that lies in the mask, in (0, 1]: what an even map of the image gets, of either."""
 
 
 def relative(heat: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -64,7 +64,7 @@ def _between(cells: int, start: int, length: int, canvas_px: int) -> NDArray[np.
 
 
 def pointing(heat: NDArray[np.floating], box: Placement, mask: NDArray[np.bool_], placement: Placement) -> Pointing:
-    """Compare a map with a mask; the padding of the canvas does not count.
+    """Compare a map with a mask; the padding of the canvas lies outside it, so that looking there is no merit.
 
     `hit` is the pointing game (Zhang et al., Top-down neural attention by excitation backprop, IJCV 2018, section 4.2),
     without its tolerance of 15 pixels; of equal maxima the one nearest to their middle counts. `energy` is the
@@ -88,7 +88,7 @@ def pointing(heat: NDArray[np.floating], box: Placement, mask: NDArray[np.bool_]
     """
     side = len(mask)
     expect_array("mask", mask, (side, side), "bool")
-    shown = upsample(heat, box, side).astype(np.float64) * content(placement, side)
+    shown = upsample(heat, box, side).astype(np.float64)
     inside = mask & content(placement, side)
     if not inside.any():
         raise ValueError("mask: expected at least one pixel in the image, got none")

@@ -69,7 +69,7 @@ class GalleryItem:
     mask: NDArray[np.bool_]
     """(S, S)."""
     masked: NDArray[np.uint8]
-    """(S, S, 3), RGB: what the image encoder sees."""
+    """(S, S, 3), RGB: what the masks stage made of the image and its mask."""
     label: str
     """True class."""
     predicted: str
@@ -86,8 +86,12 @@ class GalleryItem:
     """Class predicted without any mask; empty if that is not known."""
     proposals: NDArray[np.bool_] | None = None
     """Candidates of the segmenter, (k, T, T), T = `THUMBNAIL_PX`, the surest first; None where none was asked."""
-    iou: float | None = None
-    """Of the mask with a supplied one; None if there is none."""
+    shown: str = "masked"
+    """How `masked` was composed, one of `stages.images.COMPOSITING`."""
+    kind: str = ""
+    """What tells good masks of its policy from bad ones: `IoU` with supplied ones, else `score`; empty if nothing."""
+    quality: float | None = None
+    """By that, more is better; None if it is not known."""
     heats: tuple[Heat, ...] = ()
 
 

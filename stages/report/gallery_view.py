@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from stages.report import figures
 from stages.report.data import GalleryItem
 from stages.report.outcomes import OUTCOMES
 
 NO_LABEL = "(no label)"
+SHOWN: Final[Mapping[str, str]] = {
+    "masked": "masked image",
+    "overlay": "overlay",
+    "binary": "mask alone",
+    "crop": "crop to the mask",
+    "blur": "blurred outside the mask",
+}
+"""What the masks stage makes of an image, by the name of the compositing."""
 
 
 def shown_classes(items: Sequence[GalleryItem], classes: Sequence[str]) -> list[str]:
     """Classes of the gallery in the order of the classes, other labels last."""
     labels = dict.fromkeys((*classes, *(item.label for item in items)))
     return [label or NO_LABEL for label in labels if any(item.label == label for item in items)]
+
+
+def composed(items: Sequence[GalleryItem]) -> str:
+    """What the panel of the masks stage is called."""
+    return ", ".join(dict.fromkeys(SHOWN[item.shown] for item in items))
 
 
 def gallery_groups(items: Sequence[GalleryItem], classes: Sequence[str]) -> list[dict[str, Any]]:
@@ -28,7 +41,7 @@ def gallery_groups(items: Sequence[GalleryItem], classes: Sequence[str]) -> list
 
 
 def _picture(item: GalleryItem) -> dict[str, Any]:
-    panels = [("what the image encoder sees", item.masked)]
+    panels = [(SHOWN[item.shown], item.masked)]
     if item.image is not None:
         drawn = [("image", item.image)]
         if item.proposals is not None:
@@ -39,6 +52,7 @@ def _picture(item: GalleryItem) -> dict[str, Any]:
     return {
         "item": item,
         "label": item.label or NO_LABEL,
+        "quality": "" if item.quality is None else f"{item.kind} {item.quality:.2f}",
         "answers": [
             (name, said, said == item.label) for name, said in (("with", item.predicted), ("without", item.without))
         ],

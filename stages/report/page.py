@@ -23,11 +23,12 @@ from stages.report.answer import answer_of
 from stages.report.comparison import REFERENCE, compare, comparison_table, near_best
 from stages.report.data import FAILURE_COLUMNS, SCORE_COLUMNS, ReportData
 from stages.report.diagnostics import chosen
-from stages.report.gallery_view import gallery_groups, shown_classes
+from stages.report.gallery_view import composed, gallery_groups, shown_classes
 from stages.report.kept import KEPT, Kept
 from stages.report.map_view import Map
 from stages.report.markdown import Section, markdown
 from stages.report.mask_figures import mask_plot
+from stages.report.outcomes import MOST
 from stages.report.plots import Plot
 from stages.report.published import published_table
 
@@ -36,8 +37,11 @@ DROP_COLUMNS = {"id": "drop", "created": "created", "n_items": "images"}
 KINDS = ("png", "svg")
 LOOKED = (
     "Maximum inside: the brightest point of the map of where a classifier looked lies in the supplied mask (the "
-    "pointing game). Sum inside: the share of the map's sum that lies in it. A map that knows nothing gets the mask's "
-    "area. Maps are Grad-CAM of the predicted class, or attention rollout, which knows no class; a hint, no proof."
+    "pointing game). Sum inside: the share of the map's sum that lies in it. Padding counts as outside. A map that is "
+    "even over the image gets the mask's area, but such chance does not allow for lesions near the middle. A masked "
+    "picture is black outside its mask, so that there is little else to look at; a method that is shown the supplied "
+    "mask itself is not scored. Cells are coarse (7 × 7 for the models that ship) and see far beyond themselves. Maps "
+    "are Grad-CAM of the predicted class, or attention rollout, which knows no class; a hint, no proof."
 )
 
 
@@ -209,6 +213,8 @@ def render(data: ReportData, findings: Findings, drawn: Mapping[str, bytes]) -> 
         attention=tables.attention_table(data.attention) if len(data.attention) else None,
         has_heats=any(item.heats for item in data.gallery),
         looked=LOOKED,
+        composed=composed(data.gallery),
+        most_pictures=MOST,
         shown_classes=shown_classes(data.gallery, data.classes),
         outcomes=tables.outcome_table(data.outcomes) if len(data.outcomes) else None,
         asked=_asked(data),

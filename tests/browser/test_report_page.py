@@ -78,6 +78,22 @@ def test_picture_enlarges_arrow_moves_on_and_escape_closes(open_report: Open) ->
     assert opened.complaints == []
 
 
+@pytest.mark.parametrize("media", ["screen", "print"])
+@pytest.mark.parametrize("width_px", WIDTHS)
+def test_every_panel_stands_above_its_name(open_report: Open, width_px: int, media: str) -> None:
+    page = open_report(width_px).page
+    page.emulate_media(media=media)
+    picture = page.locator("figure.picture").first
+    panels, names = picture.locator(".panel img"), picture.locator(".panel .name")
+    assert names.all_inner_texts() == panels.evaluate_all("images => images.map(image => image.alt)")
+    assert "where medfocus looked" in names.all_inner_texts()
+    for panel, name in zip(panels.all(), names.all(), strict=True):
+        above, below = panel.bounding_box(), name.bounding_box()
+        assert below["height"] > 8
+        assert below["y"] >= above["y"] + above["height"]
+        assert below["width"] <= above["width"] + 1
+
+
 def test_classes_are_chosen_and_the_viewer_visits_them_alone(open_report: Open) -> None:
     opened = open_report()
     page, viewer = opened.page, opened.page.locator("#viewer")
@@ -101,7 +117,7 @@ def test_group_without_a_picture_of_the_chosen_class_is_hidden(open_report: Open
     page = open_report().page
     assert page.locator(".outcome h3:visible").count() == 2
     page.locator(".filter button").filter(has_text=LEFTWARD).click()
-    assert page.locator(".outcome h3:visible").all_inner_texts() == ["Worst masks"]
+    assert page.locator(".outcome h3:visible").all_inner_texts() == ["Worst masks not shown above"]
 
 
 def test_pointer_on_the_map_shows_that_image(open_report: Open) -> None:

@@ -1,4 +1,4 @@
-"""Where the heads of a small committed study looked: attention rollout of a tower, and the maps of test images."""
+"""Where the heads of a small committed study looked: the maps of test images."""
 
 from __future__ import annotations
 
@@ -6,154 +6,34 @@ import csv
 import io
 import shutil
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
-import open_clip
 import pytest
-import timm
-import torch
-from torch import Tensor
 
 from manifests.errors import WeightsError
 from manifests.fingerprint import digest_json
 from manifests.ingest import IngestOptions, ingest
 from manifests.layout import DatasetPaths
-from manifests.types import Split
+from manifests.types import Cell, Split
 from pipeline.attention import Attention, take_attention
 from pipeline.attention_maps import NO_MEAN, NO_VECTOR, _Encoded, _problem, _Read
-from pipeline.committed import Committed, largest, look_up, plain_name, read_artifact
+from pipeline.committed import Committed, answers_of, largest, look_up, plain_name, read_artifact
 from pipeline.config import load_config
+from pipeline.graph import Node
 from pipeline.runner import Runner, RunOptions
 from pipeline.workspace import Workspace
-from stages.models import card, clip, open_clip_files
+from stages.attention.pointing import pointing
+from stages.images import letterbox
+from stages.models import clip
 from stages.models.clip import ClipModel
-from stages.models.rollout import AttentionLayers, attention_layers, rolled_out
-from stages.models.timm_files import TimmTower
-from stages.models.towers import Bias, TrunkOutput, VitTower
-from stages.models.weights import WeightsFolder
 from stages.report.data import ATTENTION_COLUMNS
 from tests.integration.pipelines import copy_source
-from tests.integration.test_clip import TINY, TINY_NAME, save
 
 pytestmark = pytest.mark.slow
 
 SETTINGS = ("study.fractions=[0.5, 1.0]", "study.seeds=[0, 1]", "fusion.epochs=20", "cluster.kind=inline")
-IMAGES = np.random.default_rng(0).integers(0, 256, (3, 48, 48, 3), dtype=np.uint8)
-
-
-@pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """A vision transformer of open_clip's with two heads and random weights, added to the weights folder."""
-    config = TINY | {"vision_cfg": TINY["vision_cfg"] | {"head_width": 32}}  # type: ignore[operator]
-    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-quickgelu", config)
-    for module in (card, open_clip_files):
-        monkeypatch.setattr(module, "architecture_config", lambda _name: config)
-    torch.manual_seed(0)
-    model = open_clip_files.build("tiny-quickgelu").eval()
-    WeightsFolder().add(TINY_NAME, save(model, tmp_path / "tiny.safetensors"))
-    return model
-
-
-def by_hand(visual: Any, pixels: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Rollout of a tower from softmax(Q K^T) of its own weights, row of the class token, (B, h * w)."""
-    product = torch.eye(visual.positional_embedding.shape[0])
-    inputs: list[Tensor] = []
-    hooks = [
-        block.register_forward_pre_hook(lambda _module, given: inputs.append(given[0]))
-        for block in visual.transformer.resblocks
-    ]
-    visual(pixels)
-    for hook in hooks:
-        hook.remove()
-    for block, x in zip(visual.transformer.resblocks, inputs, strict=True):
-        joined = torch.nn.functional.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias)
-        heads = block.attn.num_heads
-        q, k, _ = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in joined.chunk(3, dim=-1))
-        logits = q @ k.mT / q.shape[-1] ** 0.5
-        if bias is not None:
-            logits = logits + torch.nn.functional.pad(bias, (1, 0))[:, None, None]
-        mixed = 0.5 * logits.softmax(dim=-1).mean(dim=1) + 0.5 * torch.eye(logits.shape[-1])
-        product = mixed / mixed.sum(dim=-1, keepdim=True) @ product
-    return product[:, 0, 1:]
-
-
-def layers_of(tower: Any) -> AttentionLayers:
-    layers = attention_layers(tower)
-    assert layers is not None
-    return layers
-
-
-@torch.inference_mode()
-def test_rollout_is_that_of_the_weights_by_hand(tiny: Any) -> None:
-    pixels = torch.randn(3, 3, 32, 32)
-    tower = VitTower(tiny.visual)
-    with rolled_out(layers_of(tower)) as found:
-        tower(pixels)
-    shares = found.of_patches(layers_of(tower))
-    torch.testing.assert_close(shares, by_hand(tower.visual, pixels), atol=1e-5, rtol=0)
-    assert shares.std() > 1e-4
-
-
-@torch.inference_mode()
-def test_rollout_sees_the_bias_of_the_attention(tiny: Any) -> None:
-    tiny.visual.transformer.resblocks = tiny.visual.transformer.resblocks[:1]  # so that the bias meets the same input
-    pixels, values = torch.randn(2, 3, 32, 32), torch.tensor([[0.0, 0.0, 0.0, -9.0]] * 2)
-    tower = VitTower(tiny.visual)
-    with rolled_out(layers_of(tower)) as found:
-        tower(pixels, Bias(values, 1))
-    shares = found.of_patches(layers_of(tower))
-    torch.testing.assert_close(shares, by_hand(tower.visual, pixels, values), atol=1e-5, rtol=0)
-    assert (shares[:, 3] < 1e-3).all()
-
-
-def test_vectors_stay_the_same_to_the_last_bit(tiny: Any) -> None:
-    model = clip.load_clip(TINY_NAME, "cpu", "float32")
-    plain, rolled = (model.encode_image(IMAGES, "trunk", tokens=True, rollout=asked) for asked in (False, True))
-    assert torch.equal(plain.vectors, rolled.vectors)
-    assert torch.equal(plain.tokens, rolled.tokens)  # type: ignore[arg-type]
-    assert plain.rollout is None
-    assert rolled.rollout is not None
-    assert (rolled.rollout.shape, rolled.rollout.dtype) == ((3, 4), torch.float32)
-    assert (rolled.rollout >= 0).all()
-    assert (rolled.rollout.sum(dim=1) <= 1 + 1e-6).all()
-
-
-def test_nothing_is_left_behind_after_an_exception(tiny: Any) -> None:
-    tower = VitTower(tiny.visual)
-    with pytest.raises(KeyError), rolled_out(layers_of(tower)):
-        raise KeyError
-    assert not any(block.attn._forward_hooks for block in tower.visual.transformer.resblocks)
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("pool", ["token", "avg"])
-def test_rollout_of_timms_transformer_is_that_of_its_weights(pool: str) -> None:
-    torch.manual_seed(0)
-    sizes = {"img_size": 32, "patch_size": 16, "embed_dim": 64, "depth": 2, "num_heads": 2}
-    model = timm.models.VisionTransformer(**sizes, num_classes=0, global_pool=pool).eval()
-    tower, pixels = TimmTower(model), torch.randn(2, 3, 32, 32)
-    plain = tower(pixels)
-    with rolled_out(layers_of(tower)) as found:
-        out: TrunkOutput = tower(pixels)
-    assert torch.equal(out.pooled, plain.pooled)
-    assert all(block.attn.fused_attn and not block.attn.attn_drop._forward_pre_hooks for block in model.blocks)
-
-    x = model._pos_embed(model.patch_embed(pixels))
-    product = torch.eye(5)
-    for block in model.blocks:
-        q, k, _ = block.attn.qkv(block.norm1(x)).unflatten(-1, (3, 2, 32)).permute(2, 0, 3, 1, 4)
-        product = (0.5 * (q @ k.mT / 32**0.5).softmax(dim=-1).mean(dim=1) + 0.5 * torch.eye(5)) @ product
-        x = block(x)
-    expected = product[:, 0, 1:] if pool == "token" else product[:, 1:, 1:].mean(dim=1)
-    torch.testing.assert_close(found.of_patches(layers_of(tower)), expected, atol=1e-5, rtol=0)
-
-
-def test_convolutions_have_no_rollout() -> None:
-    model = clip.load_clip("lite0-minilm", "cpu", "float32")
-    assert not model.has_rollout
-    with pytest.raises(ValueError, match="lite0-minilm has no attention"):
-        model.encode_image(IMAGES, "trunk", tokens=False, rollout=True)
 
 
 def committed_study(root: Path, *settings: str) -> Workspace:
@@ -202,9 +82,9 @@ def test_maps_are_about_the_classes_that_were_committed(study: Workspace, seen: 
     assert attention.left_out == ()
     pairs = [(m.policy, m.method) for m in attention.maps]
     assert {pair: pairs.count(pair) for pair in pairs} == {
-        ("supplied", "medfocus"): 6,
+        ("supplied", "masked"): 6,
         ("supplied", "original"): 6,
-        ("none", "medfocus"): 6,
+        ("none", "masked"): 6,
     }
     assert_as_committed(study, committed, attention)
 
@@ -216,18 +96,43 @@ def test_map_is_a_grid_of_shares_of_its_maximum(seen: tuple[Attention, Committed
         assert one.box == (0, 0, 512, 512)
 
 
-def test_whole_image_under_no_mask_is_seen_alike_by_both(seen: tuple[Attention, Committed]) -> None:
+def test_what_is_shown_the_supplied_mask_is_not_scored_and_what_sees_the_whole_image_is_scored_alike(
+    seen: tuple[Attention, Committed],
+) -> None:
     scores = seen[0].scores.set_index(["mask", "method"])
     assert list(seen[0].scores.columns) == list(ATTENTION_COLUMNS)
-    assert list(scores.index) == [("supplied", "medfocus"), ("", "original"), ("none", "medfocus")]
-    assert (scores["n"] == 6).all()
-    assert (scores["blank"] == 0).all()
-    assert scores["area"].nunique() == 1
+    assert list(scores.index) == [("", "original"), ("none", "masked")]
+    assert scores[["n", "blank"]].to_numpy().tolist() == [[6, 0]] * 2
+    np.testing.assert_allclose(*scores[["hits", "energy", "area"]].to_numpy(), atol=1e-3)
 
 
-def test_maps_of_the_masked_image_lie_in_the_mask_more_than_chance(seen: tuple[Attention, Committed]) -> None:
-    first = seen[0].scores.iloc[0]
-    assert first["energy"] > 1.5 * first["area"]
+def test_maps_of_the_masked_image_lie_in_the_mask_more_than_chance(
+    study: Workspace, seen: tuple[Attention, Committed]
+) -> None:
+    found = []
+    for one in seen[0].maps:
+        if (one.policy, one.method) == ("supplied", "masked"):
+            source, row = study.image_source(one.drop), study.rows(one.drop)[one.row]
+            found.append(pointing(one.heat, one.box, *letterbox(source.read_mask(row), 512)))
+    assert fmean(one.energy for one in found) > 1.5 * fmean(one.area for one in found)
+
+
+def test_map_of_another_class_than_the_committed_one_is_not_shown_but_counted(
+    study: Workspace, seen: tuple[Attention, Committed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = seen[0].maps[0]
+
+    def told(workspace: Workspace, committed: Committed, node: Node, cell: Cell) -> dict[tuple[str, int], str]:
+        known = answers_of(workspace, committed, node, cell)
+        return known | ({(other.drop, other.row): "another"} if cell.method == "original" else {})
+
+    monkeypatch.setattr("pipeline.attention_heads.answers_of", told)
+    attention, _ = look(study)
+    assert {(m.method, m.row) for m in seen[0].maps} - {(m.method, m.row) for m in attention.maps} == {
+        ("original", other.row)
+    }
+    assert attention.left_out == ("1 image without a map: asked again, the head answers other than what is committed.",)
+    assert attention.scores.set_index("method")["n"].to_dict() == {"original": 5, "masked": 6}
 
 
 def test_looking_writes_nothing_and_asks_the_model_once_for_the_original(
@@ -272,7 +177,7 @@ def test_source_that_left_is_counted_by_reason(study: Workspace) -> None:
         f"6 images without a map: {code}.",
         f"6 images not compared with a supplied mask: {code}.",
     )
-    assert {m.method for m in attention.maps} == {"medfocus"}  # the masked image is stored
+    assert {m.method for m in attention.maps} == {"masked"}  # the masked image is stored
     assert len(attention.scores) == 0
 
 
@@ -280,11 +185,11 @@ def test_damaged_head_is_one_sentence_and_the_others_are_asked(study: Workspace,
     shutil.copytree(study.paths.root, tmp_path / "phantoms")
     copy = Workspace(DatasetPaths(tmp_path / "phantoms"), study.config)
     root = copy.root(copy.nodes["probes[supplied]"])
-    (root / "commits" / "medfocus-100-0" / "coef.safetensors").write_bytes(b"")
+    (root / "commits" / "masked-100-0" / "coef.safetensors").write_bytes(b"")
     attention, _ = look(copy)
-    assert {(m.policy, m.method) for m in attention.maps} == {("supplied", "original"), ("none", "medfocus")}
+    assert {(m.policy, m.method) for m in attention.maps} == {("supplied", "original"), ("none", "masked")}
     (sentence,) = attention.left_out
-    assert sentence.startswith("There are no maps of probes[supplied]/medfocus-100-0: ")
+    assert sentence.startswith("There are no maps of probes[supplied]/masked-100-0: ")
     assert str(tmp_path) not in sentence
 
 
@@ -323,20 +228,3 @@ def test_other_ways_to_show_an_image_give_the_committed_classes(
     assert_as_committed(other, committed, attention)
     boxes = [m.box for m in attention.maps if m.method == method]
     assert all(b.height == b.width and (box is None or b.height == box) for b in boxes)
-
-
-@pytest.fixture
-def transformer(tiny: Any, phantom_folder: Path, tmp_path: Path) -> Workspace:
-    copy_source(phantom_folder, tmp_path / "source")
-    methods = ('probes.methods=["roi","original"]', 'embeddings.views=["original","roi"]', "fusion.view=roi")
-    return committed_study(tmp_path, "masks.policy=supplied", f"embeddings.model={TINY_NAME}", *methods)
-
-
-def test_transformer_is_rolled_out_but_for_what_is_pooled_from_its_tokens(transformer: Workspace) -> None:
-    attention, committed = look(transformer)
-    assert attention.left_out == ()
-    assert {(m.method, m.kind, m.heat.shape) for m in attention.maps} == {
-        ("roi", "Grad-CAM", (2, 2)),
-        ("original", "attention rollout", (2, 2)),
-    }
-    assert_as_committed(transformer, committed, attention)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from manifests.types import Split
 from pipeline import gallery, mask_facts
-from pipeline.committed import look_up, predictions
-from pipeline.gallery import take_pictures
+from pipeline.attention_heads import _masked, attended_cells
+from pipeline.committed import Told, look_up, predictions
+from pipeline.gallery import _right, take_pictures
 from pipeline.mask_facts import mask_nodes
 from pipeline.workspace import Workspace
+from stages.methods import ASKED
 from tests.integration.pipelines import copy_source
 from tests.unit.pipeline.committed_study import commit_cell, complete, ingested, reopened, scored
 
@@ -48,12 +52,12 @@ def by_path(study: Workspace) -> list[str]:
 def test_images_that_only_the_unmasked_method_gets_right_are_lost(study: Workspace) -> None:
     found = pictures(study)
     lost = {(item.policy, item.caption) for item in found.items if item.outcome == "lost"}
-    assert lost == {(policy, image) for policy in ("supplied", "none") for image in by_path(study)[3:5]}
+    assert lost == {(policy, image) for policy in ("supplied", "none") for image in by_path(study)[1:5]}
     assert not [item for item in found.items if item.outcome == "gained"]
-    assert found.asked == ("medfocus", "original")
+    assert found.asked == ("masked", "original")
     for item in found.items:
         place = by_path(study).index(item.caption)
-        assert (item.predicted == item.label) == (place < CORRECT["medfocus"])
+        assert (item.predicted == item.label) == (place < CORRECT["masked"])
         assert (item.without == item.label) == (place < CORRECT["original"])
 
 
@@ -61,7 +65,7 @@ def test_outcomes_count_every_test_image_of_a_policy_once(study: Workspace) -> N
     outcomes = pictures(study).outcomes
     assert outcomes.groupby("mask")["n"].sum().to_dict() == {"supplied": 6, "none": 6}
     totals = outcomes[outcomes["mask"] == "supplied"][["both", "gained", "lost", "neither"]].sum()
-    assert totals.to_dict() == {"both": 3, "gained": 0, "lost": 2, "neither": 1}
+    assert totals.to_dict() == {"both": 1, "gained": 0, "lost": 4, "neither": 1}
     assert outcomes["class"].tolist() == [*study.classes] * 2
 
 
@@ -78,10 +82,63 @@ def test_answers_are_those_of_the_first_method_that_has_some_on_its_largest_subs
     told = predictions(study, look_up(study), "none", ("overlay", "masked", "medfocus"))
     assert told is not None
     assert (told.method, told.training) == ("masked", "100 %")
-    labels = {row.image_id: row.label for row in study.rows("drop-001")}
-    assert sum(labels[image] == name for image, name in told.classes.items()) == CORRECT["masked"]
+    labels = {("drop-001", row.row): row.label for row in study.rows("drop-001")}
+    assert sum(labels[place] == name for place, name in told.classes.items()) == CORRECT["masked"]
     assert predictions(study, look_up(study), "none", ("overlay",)) is None
     assert predictions(study, look_up(study), None, ("original",)) is not None
+
+
+def test_answers_and_maps_of_a_policy_are_of_one_method(study: Workspace) -> None:
+    committed = look_up(study)
+    attended = [(node.policy, cell.method) for node, cell in attended_cells(study, committed)]
+    assert attended == [("supplied", "masked"), ("supplied", "original"), ("none", "masked")]
+    for policy in ("supplied", "none"):
+        told = predictions(study, committed, policy, ASKED)
+        assert told is not None
+        assert (policy, told.method) in attended
+
+
+@pytest.mark.parametrize(
+    ("methods", "attended"),
+    [
+        (("medfocus", "roi"), "roi"),
+        (("original", "medfocus"), "medfocus"),
+        (("roi+ring", "inverted", "binary"), "binary"),
+        (("original", "constant", "inverted"), ""),
+    ],
+)
+def test_map_is_of_the_first_method_asked_else_of_one_that_sees_a_right_mask(
+    study: Workspace, methods: tuple[str, ...], attended: str
+) -> None:
+    cell = next(iter(look_up(study).cells["probes[none]"]))
+    cells = [replace(cell, method=method) for method in methods]
+    assert _masked(study.nodes["probes[none]"], study, cells) == attended
+
+
+def test_method_under_a_wrong_mask_has_no_map_and_no_other_stands_in_for_it(study: Workspace) -> None:
+    wrong = reopened(study, 'embeddings.views=["original", "masked", "inverted"]', "fusion.view=inverted")
+    cell = next(iter(look_up(study).cells["probes[none]"]))
+    cells = [replace(cell, method=method) for method in ("binary", "medfocus")]
+    assert _masked(wrong.nodes["probes[none]"], wrong, cells) == ""
+
+
+def test_copies_of_a_file_keep_the_answers_of_their_own_rows() -> None:
+    own = pd.DataFrame({"drop": ["drop-001"] * 3, "row": [4, 7, 9], "image": "0a", "class": "a"})
+    told = Told("masked", "100 %", {("drop-001", 4): "a", ("drop-001", 7): "b"})
+    assert _right(own, told).tolist() == [True, False, pd.NA]
+    assert _right(own, None).isna().all()
+
+
+def test_picture_states_the_quality_of_its_mask_and_how_it_was_composed(study: Workspace) -> None:
+    found = {item.policy: item for item in pictures(study).items}
+    assert (found["none"].kind, found["none"].shown) == ("IoU", "masked")
+    assert 0 < found["none"].quality < 0.5
+    assert found["supplied"].quality is None
+
+
+def test_gallery_of_many_classes_keeps_its_bound(study: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gallery, "MOST", 7)
+    assert len(pictures(study).items) == 7
 
 
 def test_facts_are_those_of_the_stores(study: Workspace) -> None:

@@ -142,14 +142,26 @@ def test_even_map_gets_what_chance_gives() -> None:
     assert found.energy == pytest.approx(found.area)
 
 
-def test_padding_does_not_count() -> None:
-    heat = corner((0, 0)) + corner((1, 1))
-    image = Placement(16, 0, 32, 64)
-    lesion = content(Placement(16, 16, 16, 16), 64)
-    found = pointing(heat, WHOLE, lesion | content(Placement(0, 0, 16, 64), 64), image)
-    assert found.hit
-    assert found.area == 16 * 16 / (32 * 64)
-    assert found.energy == pytest.approx(pointing(heat, WHOLE, lesion, image).energy)
+IMAGE = Placement(16, 0, 32, 64)
+LESION = content(Placement(16, 16, 16, 16), 64)
+
+
+def test_maximum_in_the_padding_misses_though_the_highest_point_of_the_image_is_in_the_mask() -> None:
+    heat = 2 * corner((0, 1)) + corner((1, 1))
+    assert not pointing(heat, WHOLE, LESION, IMAGE).hit
+    assert pointing(corner((0, 1)) + 2 * corner((1, 1)), WHOLE, LESION, IMAGE).hit
+
+
+def test_what_lies_in_the_padding_is_outside() -> None:
+    alone, beside = (pointing(heat, WHOLE, LESION, IMAGE) for heat in (corner((1, 1)), corner((1, 1)) + corner((3, 3))))
+    assert beside.energy == pytest.approx(alone.energy / 2, rel=0.2)
+    assert pointing(np.ones((4, 4)), WHOLE, LESION, IMAGE).energy == pytest.approx(LESION.mean())
+    assert alone.area == 16 * 16 / (32 * 64)
+
+
+def test_mask_in_the_padding_does_not_count() -> None:
+    heat, padding = corner((0, 0)) + corner((1, 1)), content(Placement(0, 0, 16, 64), 64)
+    assert pointing(heat, WHOLE, LESION | padding, IMAGE) == pointing(heat, WHOLE, LESION, IMAGE)
 
 
 def test_blank_map_is_a_miss_without_energy() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from stages.report.mask_figures import mask_plot, spread
-from stages.report.outcomes import OUTCOMES, counts, groups, pick
+from stages.report.outcomes import MOST, OUTCOMES, counts, groups, pick, within
 
 
 def examined() -> pd.DataFrame:
@@ -21,6 +21,7 @@ def examined() -> pd.DataFrame:
             "status": status,
             "with_mask": pd.array(number % 4 < 2, dtype="boolean"),
             "without": pd.array(number % 4 % 3 == 0, dtype="boolean"),
+            "kind": "score",
             "quality": np.where(status == "ok", 1 - number / n, np.nan),
         }
     )
@@ -48,9 +49,40 @@ def test_gained_and_lost_are_what_the_two_answers_say() -> None:
 def test_worst_masks_are_those_of_least_quality_and_fallbacks_have_none() -> None:
     test = examined()
     worst = groups(test)["worst"]
-    assert worst["image"].tolist() == [f"{i:04}" for i in reversed(range(40)) if i % 10 != 9]
+    assert worst["image"].tolist() == [f"{i:04}" for i in reversed(range(20, 40)) if i % 10 != 9]
     nothing = pick(test.assign(quality=np.nan), 2)
     assert "worst" not in set(nothing["outcome"])
+
+
+def test_mask_that_overlaps_well_is_never_among_the_worst() -> None:
+    good = examined().assign(kind="IoU", quality=lambda test: 0.6 + test["quality"] / 10)
+    assert groups(good)["worst"].empty
+    mixed = good.assign(quality=np.where(good.index == 5, 0.5, np.where(good.index == 7, 0.1, good["quality"])))
+    assert groups(mixed)["worst"].index.tolist() == [7, 5]
+
+
+def test_scores_from_the_median_on_are_not_among_the_worst() -> None:
+    high = examined().assign(quality=lambda test: 0.9 + test["quality"] / 100)
+    assert groups(high)["worst"].index.tolist() == [i for i in reversed(range(20, 40)) if i % 10 != 9]
+    assert groups(high.assign(quality=0.9))["worst"].empty
+
+
+def test_page_of_many_policies_and_classes_keeps_its_bound_and_shows_the_first_policy_whole() -> None:
+    labels = [f"class-{i}" for i in range(7)]
+    tests = {f"policy-{p}": pd.concat([examined().assign(label=label) for label in labels]) for p in range(8)}
+    picked = {policy: pick(test.reset_index(drop=True), 1) for policy, test in tests.items()}
+    assert sum(map(len, picked.values())) == 8 * 7 * len(OUTCOMES)
+    shown = within(picked, MOST)
+    assert list(shown) == list(picked)
+    assert sum(map(len, shown.values())) == MOST
+    assert set(shown["policy-0"].groupby("outcome").size()) == {7}
+    for policy in list(picked)[1:]:
+        assert shown[policy].groupby("outcome").size()["gained"] == 7
+
+
+def test_page_with_room_for_all_loses_none() -> None:
+    picked = {"union": pick(examined(), 3), "box": pick(examined(), 3)}
+    assert all(within(picked, MOST)[policy].equals(rows) for policy, rows in picked.items())
 
 
 def test_unknown_answers_are_neither_gained_nor_lost_nor_counted() -> None:

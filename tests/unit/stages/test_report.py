@@ -299,7 +299,7 @@ def test_page_needs_neither_network_nor_other_files() -> None:
 
 def test_pictures_stand_under_their_outcome_by_class_with_status_and_both_answers() -> None:
     gallery = [
-        item("b", predicted="b", without="a", status="ok", outcome="gained", iou=0.456),
+        item("b", predicted="b", without="a", status="ok", outcome="gained", kind="IoU", quality=0.456),
         item("a", outcome="lost", predicted="b", without="a"),
         item("b", outcome="lost", predicted="a", without="b"),
     ]
@@ -323,8 +323,24 @@ def test_panels_are_image_proposals_mask_what_was_seen_and_where_each_classifier
     proposals = np.zeros((2, THUMBNAIL_PX, THUMBNAIL_PX), bool)
     html = page(gallery=[item(proposals=proposals, heats=heats)])
     panels = re.findall(r'src="data:image/webp[^"]*" alt="([^"]*)"', html)
-    drawn = ["image", "2 proposals", "outline of the mask", "what the image encoder sees"]
+    drawn = ["image", "2 proposals", "outline of the mask", "masked image"]
     assert panels == [*drawn, "where medfocus looked", "where original looked"]
+    assert re.findall(r'<span class="name">([^<]*)</span>', html) == panels
+
+
+def test_panel_of_the_masks_stage_is_named_after_what_it_shows() -> None:
+    html = page(gallery=[item(shown="overlay")])
+    assert 'alt="overlay"' in html
+    assert "what the masks stage makes of both (overlay;" in html
+    assert "masked image" not in html[html.index('id="gallery"') :]
+
+
+def test_worst_mask_states_by_what_it_was_found() -> None:
+    gallery = [item(outcome="worst", kind="score", quality=0.31), item(outcome="worst")]
+    html = page(gallery=gallery)
+    assert "Worst masks not shown above<" in html
+    assert html.count("score 0.31") == 1
+    assert "score None" not in html
 
 
 def test_edges_of_proposals_are_drawn_the_surest_on_top() -> None:
