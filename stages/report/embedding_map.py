@@ -29,6 +29,8 @@ DISSENT: Final = 0.9
 """Share of the neighbours with one other label from which on a label is doubted."""
 LISTED: Final = 12
 """Images of a list at most."""
+LEAST_SPREAD: Final = 1e-7
+"""Range of some entry of the unit vectors below which a view's images do not differ."""
 COLUMNS: Final = 40
 """Thumbnails in a row of the atlas."""
 MARKERS: Final = {"train": "o", "val": "^", "test": "s", "none": "x"}
@@ -54,11 +56,23 @@ class MapPoints:
         return len(self.images)
 
 
+def differs(vectors: NDArray[np.float32]) -> bool:
+    """Whether the directions of vectors, (n, D), differ, so that they have places on a map."""
+    return bool(np.ptp(unit_rows(vectors), axis=0).max() >= LEAST_SPREAD)
+
+
 def project(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     """t-SNE (van der Maaten and Hinton, JMLR 9, 2008) of unit vectors, (n, D) -> (n, 2); the same for equal vectors.
 
     The distance between far groups, and the size of a group, mean nothing in it; which images are neighbours does.
+
+    Raises
+    ------
+    ValueError
+        If the vectors do not differ: the projection divides by their spread, and its compiled part dies of the result.
     """
+    if not differs(vectors):
+        raise ValueError(f"vectors: expected directions that differ by {LEAST_SPREAD} or more in some entry, got equal")
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
@@ -66,6 +80,8 @@ def project(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     scaled = unit_rows(vectors)
     n, width = scaled.shape
     reduced = PCA(min(COMPONENTS, n, width), random_state=0).fit_transform(scaled)
+    if reduced.shape[1] == 1:
+        reduced = np.pad(reduced, ((0, 0), (0, 1)))  # the projection starts from two
     perplexity = min(PERPLEXITY, max(1.0, (n - 1) / 3))
     projection = TSNE(perplexity=perplexity, init="pca", max_iter=STEPS, random_state=0)
     # Threads that meet after each of its short steps are slower than one wherever cores are shared.
@@ -142,6 +158,8 @@ def map_plot(points: MapPoints, places: Mapping[str, NDArray[np.float64]], class
         "training. "
         "Classes that lie apart are easy to tell; distances between groups mean nothing."
     )
+    for view in (view for view in points.vectors if view not in places):
+        text += f" The view {view} is not on the map: its vectors of all images are equal."
     return Plot("embedding_map", "How the encoder sees the images", text, figure, pd.concat(frames, ignore_index=True))
 
 
