@@ -20,6 +20,8 @@ FALSE_RATES: Final = np.linspace(0, 1, 101)
 """False positive rates at which the curves of all seeds are averaged."""
 CONTROLS: Final = ("inverted", "random-box", "shuffled", "roi-random-box", "roi-shuffled", "shape", "binary")
 """Methods that show whether a mask's place, or its outline alone, does the work."""
+ALWAYS: Final = ("medfocus", "original")
+"""Methods that are looked at closely wherever there are answers of them, each under its best mask."""
 MOST_METHODS: Final = 4
 """Methods whose confusions and calibration are drawn."""
 
@@ -30,7 +32,7 @@ def probability_columns(classes: Sequence[str]) -> list[str]:
 
 
 def chosen(probabilities: pd.DataFrame, summary: pd.DataFrame) -> list[tuple[str, str]]:
-    """Mask and method of those that are looked at closely: medfocus, original, and the best of the others.
+    """Mask and method of those that are looked at closely: the best medfocus, original, and the best of the others.
 
     Parameters
     ----------
@@ -43,8 +45,8 @@ def chosen(probabilities: pd.DataFrame, summary: pd.DataFrame) -> list[tuple[str
     pairs = [(str(mask), str(method)) for mask, method in columns.itertuples(index=False)]
     best = summary.groupby(["mask", "method"])["accuracy_mean"].max()
     rank = sorted(pairs, key=lambda pair: (-float(best.get(pair, 0.0)), place(pair[1]), pair[0]))
-    first = [pair for pair in rank if pair[1] in ("medfocus", "original")]
-    kept = [*first[:2], *(pair for pair in rank if pair not in first[:2] and pair[1] != "constant")][:MOST_METHODS]
+    first = [pair for method in ALWAYS for pair in [p for p in rank if p[1] == method][:1]]
+    kept = [*first, *(pair for pair in rank if pair not in first and pair[1] != "constant")][:MOST_METHODS]
     return sorted(kept, key=lambda pair: (place(pair[1]), pair[0]))
 
 
