@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stages.features import unit_rows
-from stages.report.figures import COLOURS, data_uri
+from stages.report.figures import data_uri
+from stages.report.line_styles import COLOURS
 from stages.report.plots import Plot
 
 PERPLEXITY: Final = 30

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from stages.report import tables
 from stages.report.embedding_map import MapPoints, atlas, differs, doubted, map_plot, neighbourhood, outliers, project
-from stages.report.figures import COLOURS
+from stages.report.line_styles import COLOURS
 from stages.report.plots import Plot
 from stages.report.tables import Table
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from stages.report.figures import COLOURS
+from stages.report.line_styles import COLOURS
 from stages.report.plots import Plot, short
 
 MEASURES: Final = {

@@ -66,12 +66,10 @@ class Findings:
 
 
 def _plots(data: ReportData, summary: pd.DataFrame, compared: pd.DataFrame) -> list[Plot]:
-    methods = list(dict.fromkeys(summary["method"]))
-    left_out = len(methods) - len(figures.drawn(summary))
     text = "Mean over seeds, band of one standard deviation."
-    if left_out:
-        text += f" {left_out} of {len(methods)} methods are not drawn: beside the reference, medfocus and the constant "
-        text += "class, those with the highest mean accuracy are."
+    if len(figures.rows_of_methods(summary)) > 1:
+        text += " So that lines do not hide each other, methods stand in several rows, with the reference and the "
+        text += "constant class in each."
     points = ["mask", "method", "training", "seeds", "accuracy_mean", "accuracy_sd"]
     found = [Plot("learning_curve", "Learning curve", text, figures.learning_curve(summary), summary[points])]
     controls = plots.controls_plot(compared)

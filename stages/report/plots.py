@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from stages.report.diagnostics import confusion, control_rows, reliability, roc_curves
-from stages.report.figures import COLOURS
+from stages.report.line_styles import COLOURS
 
 LONGEST_NAME: Final = 18
 DASHES: Final[tuple[Any, ...]] = ("-", "--", "-.", ":", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))

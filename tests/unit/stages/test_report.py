@@ -20,7 +20,7 @@ from stages.report.answer import answer_of
 from stages.report.comparison import compare, near_best
 from stages.report.data import ATTENTION_COLUMNS, FAILURE_COLUMNS, GalleryItem, Heat, ReportData
 from stages.report.diagnostics import confusion, reliability, roc_curves
-from stages.report.figures import THUMBNAIL_PX, drawn, figure_bytes, heated, learning_curve, outlined, proposed
+from stages.report.figures import THUMBNAIL_PX, figure_bytes, heated, learning_curve, outlined, proposed
 from stages.report.notes import warnings_of
 from stages.report.page import Findings, render, twin, write_report
 from stages.report.tables import Entry, by_kind, each_seed, headline, n_flagged, summarise, summary_table
@@ -180,16 +180,6 @@ def test_shots_and_shares_are_tables_and_panels_of_their_own() -> None:
     html = page(scores=scores)
     assert html.count(">2-shot<") > 0
     assert html.index(">16-shot<") < html.index(">10 %<")
-
-
-def test_curve_of_many_methods_shows_the_best_and_says_so() -> None:
-    more = [fit("union", f"view-{n:02}", f, s, n) for n in range(12) for f in (0.1, 1.0) for s in (0, 1, 2)]
-    scores = pd.concat([study(), pd.DataFrame(more)], ignore_index=True)
-    shown = drawn(summarise(scores))
-    assert shown == ["medfocus", "original", *(f"view-{n:02}" for n in range(6, 12)), "constant"]
-    assert len(learning_curve(summarise(scores)).axes[0].lines) == len(shown)
-    assert "6 of 15 methods are not drawn" in page(scores=scores)
-    assert "are not drawn" not in page()
 
 
 def test_paper_stands_beside_and_its_impossible_value_is_marked() -> None:
