@@ -22,6 +22,7 @@ from stages.report import figures, notes, plots, tables
 from stages.report.answer import answer_of
 from stages.report.comparison import REFERENCE, compare, comparison_table, near_best
 from stages.report.data import FAILURE_COLUMNS, SCORE_COLUMNS, ReportData
+from stages.report.csv_files import csv_text
 from stages.report.diagnostics import chosen
 from stages.report.gallery_view import gallery_groups, shown_classes
 from stages.report.kept import KEPT, Kept
@@ -136,13 +137,13 @@ def write_report(data: ReportData, out: Path) -> Path:
     for plot in findings.plots:
         for kind, image in drawn[plot.name].items():
             _replace(folder / f"{plot.name}.{kind}", image)
-        write_atomic(folder / f"{plot.name}.csv", plot.numbers.to_csv(index=False, lineterminator="\n"))
-    write_atomic(out / "attention.csv", data.attention.to_csv(index=False, lineterminator="\n"))
-    write_atomic(out / "comparison.csv", findings.compared.to_csv(index=False, lineterminator="\n"))
-    write_atomic(out / "summary.csv", findings.summary.to_csv(index=False, lineterminator="\n"))
+        write_atomic(folder / f"{plot.name}.csv", csv_text(plot.numbers))
+    write_atomic(out / "attention.csv", csv_text(data.attention))
+    write_atomic(out / "comparison.csv", csv_text(findings.compared))
+    write_atomic(out / "summary.csv", csv_text(findings.summary))
     rest = [column for column in data.scores.columns if column not in SCORE_COLUMNS]
     scores = data.scores[[*SCORE_COLUMNS, *rest]]
-    write_atomic(out / "scores.csv", scores.to_csv(index=False, lineterminator="\n"))
+    write_atomic(out / "scores.csv", csv_text(scores))
     write_atomic(out / KEPT, Kept.of(data.answers, data.classes).to_bytes())
     record = {"report": data.fingerprint, "created": data.created, "command": data.command, **data.provenance}
     write_atomic(out / "provenance.json", json.dumps(record, indent=1) + "\n")

@@ -18,7 +18,7 @@ from manifests.confounds import Confound
 from manifests.errors import StoreError
 from stages.report.answer import answer_of
 from stages.report.comparison import compare, near_best
-from stages.report.data import ATTENTION_COLUMNS, FAILURE_COLUMNS, GalleryItem, Heat, ReportData
+from stages.report.data import ATTENTION_COLUMNS, FAILURE_COLUMNS, MASK_COLUMNS, GalleryItem, Heat, ReportData
 from stages.report.diagnostics import confusion, reliability, roc_curves
 from stages.report.figures import THUMBNAIL_PX, figure_bytes, heated, learning_curve, outlined, proposed
 from stages.report.notes import warnings_of
@@ -419,6 +419,28 @@ def test_tables_and_figures_are_files_beside_the_page(tmp_path: Path) -> None:
     assert pd.read_csv(out / "figures/learning_curve.csv")["accuracy_mean"].iloc[1] == pytest.approx(0.8)
     with Image.open(out / "figures/learning_curve.png") as image:
         assert image.width > 800
+
+
+def test_class_that_looks_like_a_formula_is_escaped_in_every_table_and_numbers_are_not(tmp_path: Path) -> None:
+    evil = "=1+1"
+    masks = [("union", "test", evil, "ok", 0.25, 0.9, 0.8)]
+    told = [("-union", evil, "@kind", 1, 0.5, 0.5, 0.1, 0)]
+    out = write_report(
+        data(
+            classes=(evil, "b"),
+            scores=study().assign(training_note="+note", change=-0.5),
+            masks=pd.DataFrame(masks, columns=list(MASK_COLUMNS)),
+            attention=pd.DataFrame(told, columns=list(ATTENTION_COLUMNS)),
+        ),
+        tmp_path,
+    ).parent
+    tables = {path.name: path.read_text("utf-8") for path in out.rglob("*.csv")}
+    assert {"attention.csv", "comparison.csv", "confusion.csv", "masks.csv", "roc.csv", "scores.csv"} <= set(tables)
+    for text in tables.values():
+        assert not re.search(r"(?:^|,)\"?[=+@\t]", text, re.MULTILINE)
+    assert "'=1+1" in tables["confusion.csv"]
+    assert tables["attention.csv"].splitlines()[1].startswith("'-union,'=1+1,'@kind,1,0.5")
+    assert ",'+note,-0.5" in tables["scores.csv"]
 
 
 def test_second_report_replaces_the_first_and_is_the_same(tmp_path: Path) -> None:
