@@ -236,7 +236,39 @@ def test_every_fit_shows_its_wilson_interval() -> None:
 
 def test_class_dependent_fallback_is_warned_of_with_counts() -> None:
     (warning,) = warnings_of(data(ledger=ledger((1, 9))))
-    assert "a 1/10, b 9/10" in warning
+    assert "(a 1/10, b 9/10; up to 80 points apart, p = 0.0011)" in warning
+
+
+def fallbacks(*counts: tuple[int, int]) -> pd.DataFrame:
+    """A ledger of so many fallbacks of so many images in each class."""
+    rows = [
+        {"mask": "union", "split": "test", "class": f"c{k}", "n": n, "ok": n - f, "fallback": f, "failed": 0}
+        for k, (f, n) in enumerate(counts)
+    ]
+    return pd.DataFrame(rows).assign(mean_area=0.25)
+
+
+@pytest.mark.parametrize(
+    ("counts", "warned"),
+    [
+        ([(0, 3), (1, 4)], False),
+        ([(0, 1000), (190, 1000)], True),
+        ([(0, 10_000), (50, 10_000)], False),
+        ([(0, 1000), (10, 1000)], True),
+        ([(0, 50), (1, 50), (12, 50)], True),
+        ([(20, 30), (13, 30)], True),
+        ([(9, 19), (6, 25)], False),
+        ([(0, 1000), (0, 10)], False),
+        ([(30, 30), (30, 30), (40, 40)], False),
+        ([(5, 30)], False),
+    ],
+)
+def test_fallback_is_warned_of_where_it_surely_depends_on_the_class(
+    counts: list[tuple[int, int]], *, warned: bool
+) -> None:
+    found = warnings_of(data(ledger=fallbacks(*counts)))
+    assert len(found) == warned
+    assert all("points apart, p = " in warning for warning in found)
 
 
 @pytest.mark.parametrize(
