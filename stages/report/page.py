@@ -6,9 +6,10 @@ import base64
 import hashlib
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from manifests.fingerprint import digest_bytes, digest_json
 from stages.report import figures, notes, plots, tables
 from stages.report.answer import answer_of
 from stages.report.comparison import REFERENCE, compare, comparison_table, near_best
-from stages.report.data import FAILURE_COLUMNS, SCORE_COLUMNS, ReportData
 from stages.report.csv_files import csv_text
+from stages.report.data import FAILURE_COLUMNS, SCORE_COLUMNS, ReportData
 from stages.report.diagnostics import chosen
 from stages.report.gallery_view import gallery_groups, shown_classes
 from stages.report.kept import KEPT, Kept
@@ -35,6 +36,9 @@ from stages.report.published import published_table
 PAGE, TWIN = "index.html", "report.md"
 DROP_COLUMNS = {"id": "drop", "created": "created", "n_items": "images"}
 KINDS = ("png", "svg")
+SOURCES = (".py", ".html", ".css", ".js", ".csv")
+DRAWN_WITH = ("features.py", "images.py", "methods.py", "models/rollout.py", "scores.py")
+"""Files of other packages that pictures, maps and figures are made with."""
 LOOKED = (
     "Maximum inside: the brightest point of the map of where a classifier looked lies in the supplied mask (the "
     "pointing game). Sum inside: the share of the map's sum that lies in it. A map that knows nothing gets the mask's "
@@ -103,11 +107,14 @@ def look() -> dict[str, str]:
     }
 
 
-def layout_digest() -> str:
-    """Digest of everything that decides how a page looks: the template and the code of this package."""
-    suffixes = (".py", ".html", ".css", ".js")
-    sources = sorted((f for f in files(__package__).iterdir() if f.name.endswith(suffixes)), key=lambda f: f.name)
-    return digest_json({file.name: digest_bytes(file.read_bytes()) for file in sources})
+def layout_digest(others: Iterable[Traversable] = ()) -> str:
+    """Digest of everything that decides how a page looks: this package, the code it draws with, and files beside."""
+    package = files("stages")
+    folders = [package / name for name in ("report", "attention")]
+    sources = [file for folder in folders for file in folder.iterdir() if file.name.endswith(SOURCES)]
+    sources += [package.joinpath(*name.split("/")) for name in DRAWN_WITH]
+    digests = sorted([file.name, digest_bytes(file.read_bytes())] for file in (*sources, *others))
+    return digest_json(digests)
 
 
 def write_report(data: ReportData, out: Path) -> Path:
