@@ -25,7 +25,7 @@ STEPS: Final = 500
 COMPONENTS: Final = 50
 """Principal components that the projection starts from."""
 NEIGHBOURS: Final = 10
-"""Nearest images of other groups that are asked for an image's distance and label."""
+"""Nearest images of other groups, at most, that are asked for an image's distance and label."""
 DISSENT: Final = 0.9
 """Share of the neighbours with one other label from which on a label is doubted."""
 LISTED: Final = 12
@@ -97,24 +97,33 @@ def neighbourhood(points: MapPoints, view: str) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        `image`, `split`, `label`; `distance`, one minus the cosine to the tenth nearest image of another group; and
-        `neighbours` and `share`, the most frequent label among those ten and how frequent it is.
+        `image`, `split`, `label`; `distance`, one minus the cosine to the tenth nearest image of another group, to the
+        farthest where there are fewer, infinite where there is none; and of the ten nearest of them that have a label,
+        or as many as there are: `counted`, how many they are, `neighbours`, their most frequent label, empty where none
+        is counted, and `share`, how frequent it is.
     """
     scaled = unit_rows(points.vectors[view])
     distances = 1 - scaled @ scaled.T
     groups = np.array(points.groups)
     distances[groups[:, None] == groups[None, :]] = np.inf
-    k = min(NEIGHBOURS, len(points) - 1)
-    nearest = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    order = np.argsort(distances, axis=1, kind="stable")
     labels = np.array(points.labels, dtype=object)
     rows = []
-    for index, found in enumerate(nearest.tolist()):
-        names, counts = np.unique([labels[i] for i in found], return_counts=True)
-        top = int(counts.argmax())
-        far = float(distances[index, found[-1]])
+    for index, ranked in enumerate(order):
+        others = ranked[np.isfinite(distances[index, ranked])]
+        far = float(distances[index, others[:NEIGHBOURS][-1]]) if len(others) else np.inf
         told = points.images[index], points.splits[index], points.labels[index]
-        rows.append((*told, far, str(names[top]), float(counts[top]) / k))
-    return pd.DataFrame(rows, columns=["image", "split", "label", "distance", "neighbours", "share"])
+        rows.append((*told, far, *_most_frequent(labels[others[labels[others] != ""][:NEIGHBOURS]])))
+    return pd.DataFrame(rows, columns=["image", "split", "label", "distance", "counted", "neighbours", "share"])
+
+
+def _most_frequent(labels: NDArray[np.object_]) -> tuple[int, str, float]:
+    """How many labels there are, the most frequent one, and its share."""
+    if not len(labels):
+        return 0, "", 0.0
+    names, counts = np.unique(labels.astype(str), return_counts=True)
+    top = int(counts.argmax())
+    return len(labels), str(names[top]), float(counts[top]) / len(labels)
 
 
 def outliers(found: pd.DataFrame) -> pd.DataFrame:
@@ -124,10 +133,9 @@ def outliers(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def doubted(found: pd.DataFrame) -> pd.DataFrame:
-    """Images nine of whose ten neighbours carry one other label: mistakes, or cases that look like the other class."""
-    other: pd.DataFrame = found[
-        (found["label"] != "") & (found["neighbours"] != found["label"]) & (found["share"] >= DISSENT)
-    ]
+    """Images nine in ten of whose neighbours carry one other label: mistakes, or cases that look like that class."""
+    contradicted = (found["counted"] > 0) & (found["neighbours"] != found["label"]) & (found["share"] >= DISSENT)
+    other: pd.DataFrame = found[(found["label"] != "") & contradicted]
     return other.sort_values(["share", "image"], ascending=[False, True]).head(LISTED).reset_index(drop=True)
 
 

@@ -18,7 +18,7 @@ from stages.report.plots import Plot
 from stages.report.tables import Table
 
 COLUMNS = ("image", "split", "label", "distance")
-DOUBTED = ("image", "split", "label", "neighbours", "share")
+DOUBTED = ("image", "split", "label", "neighbours", "share", "counted")
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,25 @@ def test_image_without_a_label_is_not_doubted(points: MapPoints) -> None:
     assert doubted(neighbourhood(unlabelled, "original")).empty
 
 
+def test_neighbours_without_a_label_contradict_none(points: MapPoints) -> None:
+    labels = ["" if i < 30 and i != 3 else label for i, label in enumerate(points.labels)]
+    found = neighbourhood(replace(points, labels=labels), "original")
+    assert found.loc[3, ["counted", "neighbours", "share"]].tolist() == [10, "b", 1.0]
+    nobody = neighbourhood(replace(points, labels=["a"] + [""] * 59), "original")
+    assert doubted(nobody).empty
+    assert nobody.loc[0, ["counted", "neighbours", "share"]].tolist() == [0, "", 0.0]
+
+
+def test_images_of_the_same_group_are_not_counted_where_others_are_few(points: MapPoints) -> None:
+    together = replace(points, groups=["one"] * 57 + list(points.groups[57:]), labels=["a", *["b"] * 56, *"aaa"])
+    found = neighbourhood(together, "original")
+    assert found.loc[1, ["label", "counted", "neighbours", "share"]].tolist() == ["b", 3, "a", 1.0]
+    assert np.isfinite(found["distance"]).all()
+    alone = neighbourhood(replace(points, groups=["one"] * 60), "original")
+    assert doubted(alone).empty
+    assert outliers(alone).empty
+
+
 def test_atlas_holds_each_thumbnail_in_its_place(points: MapPoints) -> None:
     uri, side = atlas(points)
     sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))))
