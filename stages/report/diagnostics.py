@@ -13,9 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stages.report.tables import amount, place
+from stages.scores import CALIBRATION_BINS
 
-N_BINS: Final = 10
-"""Bins of confidence, of equal width."""
 FALSE_RATES: Final = np.linspace(0, 1, 101)
 """False positive rates at which the curves of all seeds are averaged."""
 CONTROLS: Final = ("inverted", "random-box", "shuffled", "roi-random-box", "roi-shuffled", "shape", "binary")
@@ -76,16 +75,18 @@ def reliability(rows: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        A row for each of ten bins that is not empty: `low`, `high`, `n`, `confidence`, `accuracy`.
+        A row for each of the 15 bins of the calibration error that is not empty: `low`, `high`, `n`, `confidence`,
+        `accuracy`; a confidence on a border lies in the lower bin.
     """
     confidence = rows[probability_columns(classes)].to_numpy(np.float64).max(axis=1)
     right = (rows["truth"] == rows["predicted"]).to_numpy(np.float64)
-    position = np.minimum((confidence * N_BINS).astype(np.int64), N_BINS - 1)
+    bins = CALIBRATION_BINS
+    position = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
     found = []
     for index in np.unique(position).tolist():
         inside = position == index
         means = float(confidence[inside].mean()), float(right[inside].mean())
-        found.append((index / N_BINS, (index + 1) / N_BINS, int(inside.sum()), *means))
+        found.append((index / bins, (index + 1) / bins, int(inside.sum()), *means))
     return pd.DataFrame(found, columns=["low", "high", "n", "confidence", "accuracy"])
 
 

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stages.features import unit_rows
+from stages.report.drawn_names import DrawnNames
 from stages.report.figures import data_uri
 from stages.report.line_styles import COLOURS
-from stages.report.plots import Plot
+from stages.report.plots import Plot, name_plainly
 
 PERPLEXITY: Final = 30
 STEPS: Final = 500
@@ -159,14 +160,17 @@ def map_plot(points: MapPoints, places: Mapping[str, NDArray[np.float64]], class
         axes.set_yticks([])
         numbers = {"view": view, "image": points.images, "split": splits, "label": labels}
         frames.append(pd.DataFrame({**numbers, "x": place[:, 0], "y": place[:, 1]}))
-    for turn, name in enumerate(shown):
-        panels[0].scatter([], [], c=COLOURS[turn % len(COLOURS)], label=(name or "(no label)").replace("$", r"\$"))
-    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    drawn = DrawnNames.of(classes)
+    names = {**dict(zip(classes, drawn.names, strict=True)), "": "(no label)"}
+    handles = [panels[0].scatter([], [], c=COLOURS[turn % len(COLOURS)]) for turn in range(len(shown))]
+    where: dict[str, Any] = {"loc": "outside lower center", "ncols": 4, "frameon": False, "fontsize": 8}
+    name_plainly(figure.legend(handles, [names[name] for name in shown], **where))
     text = (
         "Each point is an image, neighbours look alike to the encoder (t-SNE). Filled squares: test; hollow circles: "
         "training. "
         "Classes that lie apart are easy to tell; distances between groups mean nothing."
     )
+    text += drawn.key
     for view in (view for view in points.vectors if view not in places):
         text += f" The view {view} is not on the map: its vectors of all images are equal."
     return Plot("embedding_map", "How the encoder sees the images", text, figure, pd.concat(frames, ignore_index=True))

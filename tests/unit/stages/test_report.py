@@ -550,7 +550,7 @@ def test_confusions_count_all_seeds() -> None:
 
 def test_reliability_has_confidence_and_accuracy_of_each_bin() -> None:
     (one,) = reliability(probabilities(answers(study())).query("method == 'medfocus'"), ("a", "b")).to_dict("records")
-    assert (one["low"], one["n"]) == (0.8, 60)
+    assert (one["low"], one["high"], one["n"]) == (pytest.approx(11 / 15), pytest.approx(12 / 15), 60)
     assert (one["confidence"], one["accuracy"]) == (pytest.approx(0.8), pytest.approx(0.8))
 
 
