@@ -25,6 +25,7 @@ from pipeline.graph import Node
 from pipeline.lineage import lineage
 from pipeline.map_points import take_points
 from pipeline.mask_facts import mask_facts, mask_nodes
+from pipeline.report_sources import report_sources
 from pipeline.workspace import Workspace
 from stages.methods import sees_masks
 from stages.models.registry import UNTRAINED
@@ -279,7 +280,7 @@ def report_data(workspace: Workspace) -> ReportData:
 def _fingerprint(workspace: Workspace, committed: Committed, pictures: Pictures, command: str) -> str:
     """Digest of what the page shows and of its layout: another report has another folder, the same one the same."""
     shown = {
-        "layout": layout_digest(),
+        "layout": layout_digest(report_sources()),
         "command": command,
         "classes": workspace.classes,
         "drops": [[drop.drop_id, drop.inventory_sha256] for drop in workspace.drops],

@@ -13,13 +13,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stages.report.tables import amount, place
+from stages.scores import CALIBRATION_BINS
 
-N_BINS: Final = 10
-"""Bins of confidence, of equal width."""
 FALSE_RATES: Final = np.linspace(0, 1, 101)
 """False positive rates at which the curves of all seeds are averaged."""
 CONTROLS: Final = ("inverted", "random-box", "shuffled", "roi-random-box", "roi-shuffled", "shape", "binary")
 """Methods that show whether a mask's place, or its outline alone, does the work."""
+ALWAYS: Final = ("medfocus", "original")
+"""Methods that are looked at closely wherever there are answers of them, each under its best mask."""
 MOST_METHODS: Final = 4
 """Methods whose confusions and calibration are drawn."""
 
@@ -30,7 +31,7 @@ def probability_columns(classes: Sequence[str]) -> list[str]:
 
 
 def chosen(probabilities: pd.DataFrame, summary: pd.DataFrame) -> list[tuple[str, str]]:
-    """Mask and method of those that are looked at closely: medfocus, original, and the best of the others.
+    """Mask and method of those that are looked at closely: the best medfocus, original, and the best of the others.
 
     Parameters
     ----------
@@ -43,8 +44,8 @@ def chosen(probabilities: pd.DataFrame, summary: pd.DataFrame) -> list[tuple[str
     pairs = [(str(mask), str(method)) for mask, method in columns.itertuples(index=False)]
     best = summary.groupby(["mask", "method"])["accuracy_mean"].max()
     rank = sorted(pairs, key=lambda pair: (-float(best.get(pair, 0.0)), place(pair[1]), pair[0]))
-    first = [pair for pair in rank if pair[1] in ("medfocus", "original")]
-    kept = [*first[:2], *(pair for pair in rank if pair not in first[:2] and pair[1] != "constant")][:MOST_METHODS]
+    first = [pair for method in ALWAYS for pair in [p for p in rank if p[1] == method][:1]]
+    kept = [*first, *(pair for pair in rank if pair not in first and pair[1] != "constant")][:MOST_METHODS]
     return sorted(kept, key=lambda pair: (place(pair[1]), pair[0]))
 
 
@@ -74,16 +75,18 @@ def reliability(rows: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        A row for each of ten bins that is not empty: `low`, `high`, `n`, `confidence`, `accuracy`.
+        A row for each of the 15 bins of the calibration error that is not empty: `low`, `high`, `n`, `confidence`,
+        `accuracy`; a confidence on a border lies in the lower bin.
     """
     confidence = rows[probability_columns(classes)].to_numpy(np.float64).max(axis=1)
     right = (rows["truth"] == rows["predicted"]).to_numpy(np.float64)
-    position = np.minimum((confidence * N_BINS).astype(np.int64), N_BINS - 1)
+    bins = CALIBRATION_BINS
+    position = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
     found = []
     for index in np.unique(position).tolist():
         inside = position == index
         means = float(confidence[inside].mean()), float(right[inside].mean())
-        found.append((index / N_BINS, (index + 1) / N_BINS, int(inside.sum()), *means))
+        found.append((index / bins, (index + 1) / bins, int(inside.sum()), *means))
     return pd.DataFrame(found, columns=["low", "high", "n", "confidence", "accuracy"])
 
 

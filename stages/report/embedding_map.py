@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stages.features import unit_rows
-from stages.report.figures import COLOURS, data_uri
-from stages.report.plots import Plot
+from stages.report.drawn_names import DrawnNames
+from stages.report.figures import data_uri
+from stages.report.line_styles import COLOURS
+from stages.report.plots import Plot, name_plainly
 
 PERPLEXITY: Final = 30
 STEPS: Final = 500
@@ -24,11 +26,13 @@ STEPS: Final = 500
 COMPONENTS: Final = 50
 """Principal components that the projection starts from."""
 NEIGHBOURS: Final = 10
-"""Nearest images of other groups that are asked for an image's distance and label."""
+"""Nearest images of other groups, at most, that are asked for an image's distance and label."""
 DISSENT: Final = 0.9
 """Share of the neighbours with one other label from which on a label is doubted."""
 LISTED: Final = 12
 """Images of a list at most."""
+LEAST_SPREAD: Final = 1e-7
+"""Range of some entry of the unit vectors below which a view's images do not differ."""
 COLUMNS: Final = 40
 """Thumbnails in a row of the atlas."""
 MARKERS: Final = {"train": "o", "val": "^", "test": "s", "none": "x"}
@@ -54,11 +58,23 @@ class MapPoints:
         return len(self.images)
 
 
+def differs(vectors: NDArray[np.float32]) -> bool:
+    """Whether the directions of vectors, (n, D), differ, so that they have places on a map."""
+    return bool(np.ptp(unit_rows(vectors), axis=0).max() >= LEAST_SPREAD)
+
+
 def project(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     """t-SNE (van der Maaten and Hinton, JMLR 9, 2008) of unit vectors, (n, D) -> (n, 2); the same for equal vectors.
 
     The distance between far groups, and the size of a group, mean nothing in it; which images are neighbours does.
+
+    Raises
+    ------
+    ValueError
+        If the vectors do not differ: the projection divides by their spread, and its compiled part dies of the result.
     """
+    if not differs(vectors):
+        raise ValueError(f"vectors: expected directions that differ by {LEAST_SPREAD} or more in some entry, got equal")
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
@@ -66,6 +82,8 @@ def project(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     scaled = unit_rows(vectors)
     n, width = scaled.shape
     reduced = PCA(min(COMPONENTS, n, width), random_state=0).fit_transform(scaled)
+    if reduced.shape[1] == 1:
+        reduced = np.pad(reduced, ((0, 0), (0, 1)))  # the projection starts from two
     perplexity = min(PERPLEXITY, max(1.0, (n - 1) / 3))
     projection = TSNE(perplexity=perplexity, init="pca", max_iter=STEPS, random_state=0)
     # Threads that meet after each of its short steps are slower than one wherever cores are shared.
@@ -80,24 +98,33 @@ def neighbourhood(points: MapPoints, view: str) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        `image`, `split`, `label`; `distance`, one minus the cosine to the tenth nearest image of another group; and
-        `neighbours` and `share`, the most frequent label among those ten and how frequent it is.
+        `image`, `split`, `label`; `distance`, one minus the cosine to the tenth nearest image of another group, to the
+        farthest where there are fewer, infinite where there is none; and of the ten nearest of them that have a label,
+        or as many as there are: `counted`, how many they are, `neighbours`, their most frequent label, empty where none
+        is counted, and `share`, how frequent it is.
     """
     scaled = unit_rows(points.vectors[view])
     distances = 1 - scaled @ scaled.T
     groups = np.array(points.groups)
     distances[groups[:, None] == groups[None, :]] = np.inf
-    k = min(NEIGHBOURS, len(points) - 1)
-    nearest = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    order = np.argsort(distances, axis=1, kind="stable")
     labels = np.array(points.labels, dtype=object)
     rows = []
-    for index, found in enumerate(nearest.tolist()):
-        names, counts = np.unique([labels[i] for i in found], return_counts=True)
-        top = int(counts.argmax())
-        far = float(distances[index, found[-1]])
+    for index, ranked in enumerate(order):
+        others = ranked[np.isfinite(distances[index, ranked])]
+        far = float(distances[index, others[:NEIGHBOURS][-1]]) if len(others) else np.inf
         told = points.images[index], points.splits[index], points.labels[index]
-        rows.append((*told, far, str(names[top]), float(counts[top]) / k))
-    return pd.DataFrame(rows, columns=["image", "split", "label", "distance", "neighbours", "share"])
+        rows.append((*told, far, *_most_frequent(labels[others[labels[others] != ""][:NEIGHBOURS]])))
+    return pd.DataFrame(rows, columns=["image", "split", "label", "distance", "counted", "neighbours", "share"])
+
+
+def _most_frequent(labels: NDArray[np.object_]) -> tuple[int, str, float]:
+    """How many labels there are, the most frequent one, and its share."""
+    if not len(labels):
+        return 0, "", 0.0
+    names, counts = np.unique(labels.astype(str), return_counts=True)
+    top = int(counts.argmax())
+    return len(labels), str(names[top]), float(counts[top]) / len(labels)
 
 
 def outliers(found: pd.DataFrame) -> pd.DataFrame:
@@ -107,10 +134,9 @@ def outliers(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def doubted(found: pd.DataFrame) -> pd.DataFrame:
-    """Images nine of whose ten neighbours carry one other label: mistakes, or cases that look like the other class."""
-    other: pd.DataFrame = found[
-        (found["label"] != "") & (found["neighbours"] != found["label"]) & (found["share"] >= DISSENT)
-    ]
+    """Images nine in ten of whose neighbours carry one other label: mistakes, or cases that look like that class."""
+    contradicted = (found["counted"] > 0) & (found["neighbours"] != found["label"]) & (found["share"] >= DISSENT)
+    other: pd.DataFrame = found[(found["label"] != "") & contradicted]
     return other.sort_values(["share", "image"], ascending=[False, True]).head(LISTED).reset_index(drop=True)
 
 
@@ -134,14 +160,19 @@ def map_plot(points: MapPoints, places: Mapping[str, NDArray[np.float64]], class
         axes.set_yticks([])
         numbers = {"view": view, "image": points.images, "split": splits, "label": labels}
         frames.append(pd.DataFrame({**numbers, "x": place[:, 0], "y": place[:, 1]}))
-    for turn, name in enumerate(shown):
-        panels[0].scatter([], [], c=COLOURS[turn % len(COLOURS)], label=(name or "(no label)").replace("$", r"\$"))
-    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    drawn = DrawnNames.of(classes)
+    names = {**dict(zip(classes, drawn.names, strict=True)), "": "(no label)"}
+    handles = [panels[0].scatter([], [], c=COLOURS[turn % len(COLOURS)]) for turn in range(len(shown))]
+    where: dict[str, Any] = {"loc": "outside lower center", "ncols": 4, "frameon": False, "fontsize": 8}
+    name_plainly(figure.legend(handles, [names[name] for name in shown], **where))
     text = (
         "Each point is an image, neighbours look alike to the encoder (t-SNE). Filled squares: test; hollow circles: "
         "training. "
         "Classes that lie apart are easy to tell; distances between groups mean nothing."
     )
+    text += drawn.key
+    for view in (view for view in points.vectors if view not in places):
+        text += f" The view {view} is not on the map: its vectors of all images are equal."
     return Plot("embedding_map", "How the encoder sees the images", text, figure, pd.concat(frames, ignore_index=True))
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import Any, Final
+import math
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps, rc_context
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -16,20 +19,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stages.images import OVERLAY_COLOUR, letterbox, outline
+from stages.report.line_styles import WITHOUT_MASK, LineStyle, line_styles
 from stages.report.tables import amount, amounts, by_kind
 
-COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito's palette (jfly.uni-koeln.de/color), told apart by every common kind of colour vision."""
 BRIGHT: Final = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7")
 """The same palette's colours that stand out on dark images."""
-WITHOUT_MASK: Final = {"original": ("#000000", "s", "-"), "constant": ("#777777", "", ":")}
-"""Colour, marker and line of the methods that see no mask."""
-MARKERS: Final = {"medfocus": ("o", "-"), "masked": ("^", "--")}
-"""Marker and line by method; the colour is the mask's."""
-MOST_LINES: Final = 9
-"""Methods in a figure."""
-MORE_MARKERS: Final = ("o", "^", "D", "v", "P", "X", "<", ">")
-"""Markers by method where there is one mask policy."""
+MOST_METHODS: Final = 9
+"""Methods of a row of panels, those that stand in every row included; more would hide each other."""
+MOST_LINES: Final = 14
+"""Lines of a row, about: a method under all its masks stays together."""
 THUMBNAIL_PX: Final = 224
 QUALITY: Final = {"quality": 68, "method": 2}
 """Of thumbnails as WebP: half the bytes of a JPEG that looks alike."""
@@ -38,7 +36,7 @@ QUALITY: Final = {"quality": 68, "method": 2}
 def learning_curve(summary: pd.DataFrame) -> Figure:
     """Accuracy against training data: a line for each method and mask, a band of one standard deviation over seeds.
 
-    Shots, where there are some, in a panel of their own.
+    Shots, where there are some, in a panel of their own; many methods in several rows of panels, see `rows_of_methods`.
 
     Parameters
     ----------
@@ -50,42 +48,62 @@ def learning_curve(summary: pd.DataFrame) -> Figure:
     Figure
         With an Agg canvas; no window, no pyplot.
     """
-    summary = summary[summary["method"].isin(drawn(summary))]
-    panels = by_kind(summary)
-    figure = Figure(figsize=(3.4 + 4.6 * len(panels), 4.8), layout="constrained")
+    kinds, rows = by_kind(summary), rows_of_methods(summary)
+    styles = line_styles(list(dict.fromkeys(zip(summary["mask"], summary["method"], strict=True))))
+    figure = Figure(figsize=(3.4 + 4.6 * len(kinds), 4.8 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, points in zip(figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, strict=True):
-        _draw_curves(axes, summary, points)
-        share, _ = amount(points["training"].iloc[0])
-        axes.set_xlabel(f"{'share of the training data' if share else 'training images a class'} (logarithmic)")
-    figure.axes[0].set_ylabel("test accuracy in %: mean, band ± 1 sd over seeds")
-    figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0] if len(rows) > 1 else [figure]
+    for part, methods in zip(parts, rows, strict=True):
+        shown: dict[str, Artist] = {}
+        for axes, points in zip(part.subplots(1, len(kinds), squeeze=False, sharey=True)[0], kinds, strict=True):
+            shown |= _draw_curves(axes, points, methods, styles)
+        part.axes[0].set_ylabel("test accuracy in %: mean, band ± 1 sd over seeds")
+        part.legend(shown.values(), shown.keys(), loc="outside right center", frameon=False, handlelength=3)
+    lows, highs = zip(*(axes.get_ylim() for axes in figure.axes), strict=True)
+    for axes in figure.axes:
+        axes.set_ylim(min(lows), max(highs))
     return figure
 
 
-def drawn(summary: pd.DataFrame) -> list[str]:
-    """Methods that the curve shows: at most `MOST_LINES`, the rest would hide each other."""
-    methods = list(dict.fromkeys(summary["method"]))
-    always = [m for m in ("medfocus", *WITHOUT_MASK) if m in methods]
-    means = summary.groupby("method")["accuracy_mean"].mean()
-    best = sorted(set(methods) - set(always), key=lambda m: (-means[m], m))[: MOST_LINES - len(always)]
-    return [m for m in methods if m in {*always, *best}]
+def rows_of_methods(summary: pd.DataFrame) -> list[list[str]]:
+    """Methods of each row of panels: all are drawn, and `original` and `constant` stand in every row."""
+    pairs = summary[["mask", "method"]].drop_duplicates()
+    methods = list(dict.fromkeys(pairs["method"]))
+    always = [method for method in methods if method in WITHOUT_MASK]
+    others = [method for method in methods if method not in WITHOUT_MASK]
+    by_methods = math.ceil(len(others) / (MOST_METHODS - len(WITHOUT_MASK)))
+    by_lines = math.ceil((len(pairs) - len(always)) / (MOST_LINES - len(WITHOUT_MASK)))
+    rows = max(1, by_methods, min(by_lines, len(others)))
+    parts = [others[len(others) * k // rows : len(others) * (k + 1) // rows] for k in range(rows)]
+    return [[method for method in methods if method in {*part, *always}] for part in parts]
 
 
-def _draw_curves(axes: Axes, summary: pd.DataFrame, points: pd.DataFrame) -> None:
-    """One panel; styles are those of the whole summary, so that a method looks the same in every panel."""
-    masks = [m for m in dict.fromkeys(summary["mask"]) if m]
-    methods = [m for m in dict.fromkeys(summary["method"]) if m not in WITHOUT_MASK]
-    for (mask, method), line_points in points.groupby(["mask", "method"], sort=False):
-        colour, marker, line = _style(str(method), str(mask), masks, methods)
+def _draw_curves(
+    axes: Axes, points: pd.DataFrame, methods: Sequence[str], styles: Mapping[tuple[str, str], LineStyle]
+) -> dict[str, Artist]:
+    """One panel: its lines by their names; styles are those of the whole summary, the same in every panel."""
+    lines: dict[str, Artist] = {}
+    chosen = points[points["method"].isin(methods)]
+    for (mask, method), line_points in chosen.groupby(["mask", "method"], sort=False):
+        style = styles[str(mask), str(method)]
         mean, sd = (line_points[c] * 100 for c in ("accuracy_mean", "accuracy_sd"))
         x = line_points["training"].map(amount).str[1]
         name = f"{method}, mask {mask}" if mask else str(method)
-        axes.plot(x, mean, color=colour, marker=marker or None, linestyle=line, label=name, linewidth=1.8)
+        (line,) = axes.plot(x, mean, color=style.colour, marker=style.marker or None, linestyle=style.dashes)
+        line.set(label=name, linewidth=1.8, fillstyle=style.fill)
+        lines[name] = line
         if len(x) > 1:
-            axes.fill_between(x, mean - sd.fillna(0), mean + sd.fillna(0), color=colour, alpha=0.13, linewidth=0)
+            axes.fill_between(x, mean - sd.fillna(0), mean + sd.fillna(0), color=style.colour, alpha=0.1, linewidth=0)
         else:
-            axes.errorbar(x, mean, yerr=sd.fillna(0), color=colour, capsize=4)
+            axes.errorbar(x, mean, yerr=sd.fillna(0), color=style.colour, capsize=4)
+    _scale(axes, points)
+    return lines
+
+
+def _scale(axes: Axes, points: pd.DataFrame) -> None:
+    """The logarithmic axis of the amounts of training data."""
+    share, _ = amount(points["training"].iloc[0])
+    axes.set_xlabel(f"{'share of the training data' if share else 'training images a class'} (logarithmic)")
     axes.set_xscale("log")
     axes.set_xticks([amount(text)[1] for text in amounts(points)], [t.removesuffix("-shot") for t in amounts(points)])
     axes.set_xticks([], minor=True)
@@ -182,14 +200,3 @@ def thumbnail_uri(image: NDArray[np.uint8]) -> str:
 def data_uri(data: bytes, media_type: str) -> str:
     """Bytes as a data URI."""
     return f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"
-
-
-def _style(method: str, mask: str, masks: list[str], methods: list[str]) -> tuple[str, str, Any]:
-    if method in WITHOUT_MASK:
-        return WITHOUT_MASK[method]
-    marker, line = MARKERS.get(method, ("D", "-."))
-    if len(masks) == 1:
-        # One policy: colours tell methods apart instead.
-        turn = methods.index(method)
-        return COLOURS[turn % len(COLOURS)], MORE_MARKERS[turn % len(MORE_MARKERS)], line
-    return COLOURS[masks.index(mask) % len(COLOURS)] if mask in masks else "#444444", marker, line

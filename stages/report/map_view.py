@@ -12,13 +12,13 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from stages.report import tables
-from stages.report.embedding_map import MapPoints, atlas, doubted, map_plot, neighbourhood, outliers, project
-from stages.report.figures import COLOURS
+from stages.report.embedding_map import MapPoints, atlas, differs, doubted, map_plot, neighbourhood, outliers, project
+from stages.report.line_styles import COLOURS
 from stages.report.plots import Plot
 from stages.report.tables import Table
 
 COLUMNS = ("image", "split", "label", "distance")
-DOUBTED = ("image", "split", "label", "neighbours", "share")
+DOUBTED = ("image", "split", "label", "neighbours", "share", "counted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,8 @@ class Map:
     """JSON: views with places in [0, 1], images, labels, splits, colours, and where thumbnails lie in the atlas."""
     atlas: str
     """Data URI of all thumbnails."""
+    view: str
+    """The first view on it, by which outliers and doubted labels are found."""
     left_out: int
     """Images that are not on the map."""
     outliers: Table
@@ -38,10 +40,19 @@ class Map:
     """None where no label is doubted."""
 
     @classmethod
-    def of(cls, points: MapPoints, classes: Sequence[str]) -> Map:
-        """Project every view, and look at each image's neighbours in the first of them."""
-        places = {view: project(vectors) for view, vectors in points.vectors.items()}
-        found = neighbourhood(points, next(iter(points.vectors)))
+    def of(cls, points: MapPoints, classes: Sequence[str]) -> Map | None:
+        """Project every view whose vectors differ, and look at each image's neighbours in the first of them.
+
+        Returns
+        -------
+        Map or None
+            None if the vectors differ in no view.
+        """
+        places = {view: project(vectors) for view, vectors in points.vectors.items() if differs(vectors)}
+        if not places:
+            return None
+        first = next(iter(places))
+        found = neighbourhood(points, first)
         far = outliers(found).assign(distance=lambda rows: rows["distance"].map("{:.3f}".format))
         doubts = doubted(found).assign(share=lambda rows: rows["share"].map("{:.2f}".format))
         sheet, side = atlas(points)
@@ -49,6 +60,7 @@ class Map:
             plot=map_plot(points, places, classes),
             content=_content(points, places, classes, side),
             atlas=sheet,
+            view=first,
             left_out=points.n_all - len(points),
             outliers=tables.plain(far, COLUMNS, names=3),
             doubted=tables.plain(doubts, DOUBTED, names=4) if len(doubts) else None,

@@ -10,6 +10,8 @@ from stages.report.data import ReportData
 from stages.report.tables import Entry, Table
 
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~&!])")
+MENTION = re.compile(r"(?<![A-Za-z0-9_])@")
+"""What GitHub takes for the beginning of a user's or team's name."""
 MARKS = {"best": "**{}**", "changed": "**{}**", "near": "_{}_"}
 
 
@@ -43,8 +45,13 @@ def sections_of(sections: Iterable[Section]) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """A text that Markdown shows as it is, on one line."""
-    return SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    """A text that Markdown shows as it is, on one line, and that names no user and sets no formula on GitHub.
+
+    GitHub looks for both in what Markdown has made of the text, where a backslash or an entity is gone: a space of no
+    width parts a mention, and its documentation keeps a dollar sign from formulas by a span.
+    """
+    escaped = SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    return MENTION.sub("@&#8203;", escaped).replace("$", "<span>$</span>")
 
 
 def _table(table: Table) -> list[str]:

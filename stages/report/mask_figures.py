@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from stages.report.figures import COLOURS
-from stages.report.plots import Plot, short
+from stages.report.drawn_names import DrawnNames
+from stages.report.line_styles import COLOURS
+from stages.report.plots import Plot
 
 MEASURES: Final = {
     "area": "share of the image's area in %",
@@ -46,6 +47,8 @@ def mask_plot(masks: pd.DataFrame, classes: Sequence[str]) -> Plot | None:
     if found.empty:
         return None
     policies, measures = list(dict.fromkeys(found["mask"])), [m for m in MEASURES if (found["measure"] == m).any()]
+    shown = DrawnNames.of(classes)
+    names = {**dict(zip(classes, shown.names, strict=True)), "": "(no label)"}
     labels = [label for label in (*classes, "") if (found["class"] == label).any()]
     size = 1.6 + 3.2 * len(measures), 0.5 + len(policies) * (0.75 + 0.3 * len(labels))
     figure = Figure(figsize=size, layout="constrained")
@@ -54,6 +57,7 @@ def mask_plot(masks: pd.DataFrame, classes: Sequence[str]) -> Plot | None:
     for policy, line in zip(policies, panels, strict=True):
         for measure, axes in zip(measures, line, strict=True):
             _boxes(axes, found[(found["mask"] == policy) & (found["measure"] == measure)], labels)
+            _name_rows(axes, [names[label] for label in labels])
         line[0].set_ylabel(f"mask {policy}", fontsize=8)
     for measure, axes in zip(measures, panels[-1], strict=True):
         axes.set_xlabel(MEASURES[measure], fontsize=8)
@@ -62,6 +66,7 @@ def mask_plot(masks: pd.DataFrame, classes: Sequence[str]) -> Plot | None:
         "Usable masks of all splits by class: median, middle half, and 5 to 95 %. Where classes differ much, a "
         "classifier can read them off the mask alone; compare the control shape."
     )
+    text += shown.key
     return Plot("masks", "How large are the masks, and how sure?", text, figure, found)
 
 
@@ -72,8 +77,10 @@ def _boxes(axes: Axes, found: pd.DataFrame, labels: Sequence[str]) -> None:
         axes.plot([row["p25"], row["p75"]], [y, y], color=COLOURS[0], linewidth=7, solid_capstyle="butt", alpha=0.55)
         axes.plot([row["p50"]], [y], "|", color="black", markersize=11, markeredgewidth=2)
     axes.set_ylim(-0.6, len(labels) - 0.4)
-    names = [short(label or "(no label)") for label in reversed(labels)]
-    axes.set_yticks(range(len(labels)), names, fontsize=8, parse_math=False)
     axes.tick_params(axis="x", labelsize=8)
     axes.grid(visible=True, axis="x", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_yticks(range(len(names)), names[::-1], fontsize=8, parse_math=False)

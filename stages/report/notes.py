@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from manifests.audit import Audit
 from manifests.errors import WeightsError
@@ -13,8 +15,13 @@ from stages.models.registry import entry
 from stages.report.data import ReportData
 from stages.report.tables import n_flagged
 
-FALLBACK_GAP: Final = 0.2
-"""Difference of fallback rates between classes above which the rate itself may give the class away."""
+SIGNIFICANT: Final = 0.05
+"""p below which fallback rates depend on the class."""
+LEAST_GAP: Final = 0.01
+"""Difference of fallback rates between classes below which even a sure one gives no class away."""
+WIDE_GAP: Final = 0.2
+"""Difference that is warned of without a test, if every class has `ENOUGH` images."""
+ENOUGH: Final = 20
 
 
 def warnings_of(data: ReportData) -> tuple[str, ...]:
@@ -79,14 +86,25 @@ def _class_dependent_fallback(ledger: pd.DataFrame) -> list[str]:
     out = []
     for (mask, split), rows in labelled.groupby(["mask", "split"], sort=False):
         rate = rows["fallback"] / rows["n"]
-        if rate.max() - rate.min() > FALLBACK_GAP:
+        gap, p = float(rate.max() - rate.min()), _p_value(rows["fallback"].to_numpy(), rows["n"].to_numpy())
+        if (p < SIGNIFICANT and gap >= LEAST_GAP) or (gap > WIDE_GAP and rows["n"].min() >= ENOUGH):
             shares = ", ".join(f"{r['class']} {r['fallback']}/{r['n']}" for r in rows.to_dict("records"))
             out.append(
                 f"Mask policy {mask}, split {split}: how often the mask fell back to the whole image depends on the "
-                f"class ({shares}). A classifier can read the class off the mere presence of a mask, so scores of "
-                "this policy may overstate what it sees in the image."
+                f"class ({shares}; up to {100 * gap:.0f} points apart, p = {p:.2g}). A classifier can read the class "
+                "off the mere presence of a mask, so scores of this policy may overstate what it sees in the image."
             )
     return out
+
+
+def _p_value(fallback: NDArray[np.int64], n: NDArray[np.int64]) -> float:
+    """That all classes fall back equally often: Fisher's exact test of two classes, the chi-squared test of more."""
+    from scipy.stats import chi2_contingency, fisher_exact
+
+    table = np.stack([fallback, n - fallback])
+    if len(n) < 2 or not table.sum(axis=1).all():
+        return 1.0
+    return float((fisher_exact(table) if len(n) == 2 else chi2_contingency(table)).pvalue)
 
 
 def _flagged(scores: pd.DataFrame) -> list[str]:

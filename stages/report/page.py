@@ -6,9 +6,10 @@ import base64
 import hashlib
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from manifests.fingerprint import digest_bytes, digest_json
 from stages.report import figures, notes, plots, tables
 from stages.report.answer import answer_of
 from stages.report.comparison import REFERENCE, compare, comparison_table, near_best
+from stages.report.csv_files import csv_text
 from stages.report.data import FAILURE_COLUMNS, SCORE_COLUMNS, ReportData
 from stages.report.diagnostics import chosen
 from stages.report.gallery_view import composed, gallery_groups, shown_classes
@@ -35,6 +37,9 @@ from stages.report.published import published_table
 PAGE, TWIN = "index.html", "report.md"
 DROP_COLUMNS = {"id": "drop", "created": "created", "n_items": "images"}
 KINDS = ("png", "svg")
+SOURCES = (".py", ".html", ".css", ".js", ".csv")
+DRAWN_WITH = ("features.py", "images.py", "methods.py", "models/rollout.py", "scores.py")
+"""Files of other packages that pictures, maps and figures are made with."""
 LOOKED = (
     "Maximum inside: the brightest point of the map of where a classifier looked lies in the supplied mask (the "
     "pointing game). Sum inside: the share of the map's sum that lies in it. Padding counts as outside. A map that is "
@@ -78,12 +83,10 @@ class Findings:
 
 
 def _plots(data: ReportData, summary: pd.DataFrame, compared: pd.DataFrame) -> list[Plot]:
-    methods = list(dict.fromkeys(summary["method"]))
-    left_out = len(methods) - len(figures.drawn(summary))
     text = "Mean over seeds, band of one standard deviation."
-    if left_out:
-        text += f" {left_out} of {len(methods)} methods are not drawn: beside the reference, medfocus and the constant "
-        text += "class, those with the highest mean accuracy are."
+    if len(figures.rows_of_methods(summary)) > 1:
+        text += " So that lines do not hide each other, methods stand in several rows, with the reference and the "
+        text += "constant class in each."
     points = ["mask", "method", "training", "seeds", "accuracy_mean", "accuracy_sd"]
     found = [Plot("learning_curve", "Learning curve", text, figures.learning_curve(summary), summary[points])]
     controls = plots.controls_plot(compared)
@@ -116,11 +119,14 @@ def look() -> dict[str, str]:
     }
 
 
-def layout_digest() -> str:
-    """Digest of everything that decides how a page looks: the template and the code of this package."""
-    suffixes = (".py", ".html", ".css", ".js")
-    sources = sorted((f for f in files(__package__).iterdir() if f.name.endswith(suffixes)), key=lambda f: f.name)
-    return digest_json({file.name: digest_bytes(file.read_bytes()) for file in sources})
+def layout_digest(others: Iterable[Traversable] = ()) -> str:
+    """Digest of everything that decides how a page looks: this package, the code it draws with, and files beside."""
+    package = files("stages")
+    folders = [package / name for name in ("report", "attention")]
+    sources = [file for folder in folders for file in folder.iterdir() if file.name.endswith(SOURCES)]
+    sources += [package.joinpath(*name.split("/")) for name in DRAWN_WITH]
+    digests = sorted([file.name, digest_bytes(file.read_bytes())] for file in (*sources, *others))
+    return digest_json(digests)
 
 
 def write_report(data: ReportData, out: Path) -> Path:
@@ -150,13 +156,13 @@ def write_report(data: ReportData, out: Path) -> Path:
     for plot in findings.plots:
         for kind, image in drawn[plot.name].items():
             _replace(folder / f"{plot.name}.{kind}", image)
-        write_atomic(folder / f"{plot.name}.csv", plot.numbers.to_csv(index=False, lineterminator="\n"))
-    write_atomic(out / "attention.csv", data.attention.to_csv(index=False, lineterminator="\n"))
-    write_atomic(out / "comparison.csv", findings.compared.to_csv(index=False, lineterminator="\n"))
-    write_atomic(out / "summary.csv", findings.summary.to_csv(index=False, lineterminator="\n"))
+        write_atomic(folder / f"{plot.name}.csv", csv_text(plot.numbers))
+    write_atomic(out / "attention.csv", csv_text(data.attention))
+    write_atomic(out / "comparison.csv", csv_text(findings.compared))
+    write_atomic(out / "summary.csv", csv_text(findings.summary))
     rest = [column for column in data.scores.columns if column not in SCORE_COLUMNS]
     scores = data.scores[[*SCORE_COLUMNS, *rest]]
-    write_atomic(out / "scores.csv", scores.to_csv(index=False, lineterminator="\n"))
+    write_atomic(out / "scores.csv", csv_text(scores))
     write_atomic(out / KEPT, Kept.of(data.answers, data.classes).to_bytes())
     record = {"report": data.fingerprint, "created": data.created, "command": data.command, **data.provenance}
     write_atomic(out / "provenance.json", json.dumps(record, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Figures of what a study's answers say: confusions, calibration, ROC curves, controls, and the areas of masks.
+"""Figures of what a study's answers say: confusions, calibration, ROC curves, and controls.
 
 Like the learning curve they are drawn by matplotlib's objects alone, on paper white, in colours that are told apart by
 every common kind of colour vision and in grey; each comes with the numbers that it shows.
@@ -15,11 +15,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 
 from stages.report.diagnostics import confusion, control_rows, reliability, roc_curves
-from stages.report.figures import COLOURS
+from stages.report.drawn_names import DrawnNames
+from stages.report.line_styles import COLOURS
+from stages.scores import CALIBRATION_BINS
 
-LONGEST_NAME: Final = 18
 DASHES: Final[tuple[Any, ...]] = ("-", "--", "-.", ":", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 
 
@@ -39,14 +41,16 @@ class Plot:
 def confusion_plot(probabilities: pd.DataFrame, pairs: Sequence[tuple[str, str]], classes: Sequence[str]) -> Plot:
     """A matrix for each method: rows are true classes, in percent of the row, with the number of answers."""
     figure, axes = _panels(len(pairs), width=1.6 + 0.75 * len(classes), height=1.7 + 0.7 * len(classes))
-    names, found = [short(name) for name in classes], []
+    shown, found = DrawnNames.of(classes), []
+    names = shown.names
     for panel, (mask, method) in zip(axes, pairs, strict=False):
         counts = confusion(_of(probabilities, mask, method), len(classes))
-        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        totals = counts.sum(axis=1)
+        shares = counts / np.maximum(totals[:, None], 1)
         panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         for (row, column), share in np.ndenumerate(shares):
             colour = "white" if share > 0.55 else "black"
-            text = f"{100 * share:.0f} %\n{counts[row, column]}"
+            text = f"{100 * share:.0f} %\n{counts[row, column]}" if totals[row] else "–"
             panel.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
             found.append((mask, method, classes[row], classes[column], int(counts[row, column])))
         panel.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize=8, parse_math=False)
@@ -56,6 +60,9 @@ def confusion_plot(probabilities: pd.DataFrame, pairs: Sequence[tuple[str, str]]
     axes[0].set_ylabel("true class", fontsize=8)
     numbers = pd.DataFrame(found, columns=["mask", "method", "true", "predicted", "n"])
     text = "Each row is a true class and adds up to 100 %; below it the number of answers, pooled over seeds."
+    if (numbers.groupby("true")["n"].sum() == 0).any():
+        text += " A dash: the class has no test image."
+    text += shown.key
     return Plot("confusion", "What is taken for what?", text, figure, numbers)
 
 
@@ -73,33 +80,41 @@ def reliability_plot(probabilities: pd.DataFrame, pairs: Sequence[tuple[str, str
         _unit_square(panel)
         frames.append(bins.assign(mask=mask, method=method))
     axes[0].set_ylabel("accuracy", fontsize=8)
-    text = "On the dotted line a probability can be taken at its word; below it the method is too sure of itself."
+    text = (
+        "On the dotted line a probability can be taken at its word; below it the method is too sure of itself. "
+        f"{CALIBRATION_BINS} bins of equal width, as for the calibration error in the table; here answers of all seeds "
+        "are pooled, so the table's mean over seeds may differ a little."
+    )
     return Plot("reliability", "Can its probabilities be believed?", text, figure, pd.concat(frames, ignore_index=True))
 
 
 def roc_plot(probabilities: pd.DataFrame, pairs: Sequence[tuple[str, str]], classes: Sequence[str]) -> Plot:
     """One-vs-rest curve of every class, the mean over seeds."""
     figure, axes = _panels(len(pairs), width=2.9, height=3.4)
-    frames = []
+    shown, frames = DrawnNames.of(classes), []
     for panel, (mask, method) in zip(axes, pairs, strict=False):
         curves = roc_curves(_of(probabilities, mask, method), classes)
         panel.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1)
+        lines, named = [], []
         for index, curve in curves.groupby("class_index"):
-            name, area = short(classes[int(str(index))]), float(curve["auroc"].iloc[0])
-            turn = int(str(index))
+            turn, area = int(str(index)), float(curve["auroc"].iloc[0])
             (line,) = panel.plot(curve["false_positive_rate"], curve["true_positive_rate"], linewidth=1.6)
             line.set_color(COLOURS[turn % len(COLOURS)])
             line.set_linestyle(DASHES[turn % len(DASHES)])
-            line.set_label(f"{name.replace('$', chr(92) + '$')}: {area:.3f}")
+            lines.append(line)
+            named.append(f"{shown.names[turn]}: {area:.3f}")
         panel.set_title(_title(mask, method), fontsize=9)
         panel.set_xlabel("false positive rate", fontsize=8)
-        panel.legend(fontsize=7, loc="lower right", frameon=False)
+        name_plainly(panel.legend(lines, named, fontsize=7, loc="lower right", frameon=False))
         _unit_square(panel)
         frames.append(curves.assign(mask=mask, method=method))
     axes[0].set_ylabel("true positive rate", fontsize=8)
     numbers = pd.concat(frames, ignore_index=True)
     numbers["class"] = numbers.pop("class_index").map(lambda index: classes[int(index)])
     text = "Each class against all others, the mean over seeds; in the legend the area under the curve."
+    if without := [name for name in classes if name not in set(numbers["class"])]:
+        text += f" No curve, for want of test images of the class or of others: {', '.join(without)}."
+    text += shown.key
     return Plot("roc", "How well is each class told from the others?", text, figure, numbers)
 
 
@@ -144,17 +159,18 @@ def _panels(n: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     return figure, list(figure.subplots(1, n, squeeze=False, sharey=False)[0])
 
 
+def name_plainly(legend: Legend) -> None:
+    """Show names in a legend as they are: a dollar sign begins no formula."""
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
 def _of(probabilities: pd.DataFrame, mask: str, method: str) -> pd.DataFrame:
     return probabilities[(probabilities["mask"] == mask) & (probabilities["method"] == method)]
 
 
 def _title(mask: str, method: str) -> str:
     return f"{method}\nmask {mask}" if mask else method
-
-
-def short(name: str) -> str:
-    """A name that fits beside an axis."""
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def _unit_square(axes: Axes) -> None:

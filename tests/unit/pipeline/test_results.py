@@ -16,6 +16,7 @@ from pipeline.commands import do_report
 from pipeline.committed import look_up
 from pipeline.config import load_config
 from pipeline.plan import plan_map
+from pipeline.report_sources import report_sources
 from pipeline.results import build_report, report_command, report_data
 from pipeline.workspace import Workspace
 from stages.report.comparison import compare
@@ -89,6 +90,15 @@ def test_same_content_is_the_same_folder_and_not_drawn_again(shown: tuple[Worksp
     assert again == page
     assert again.parent == folder_of(reopened(study))
     assert (again.stat().st_mtime_ns, again.read_bytes()) == before
+
+
+def test_mended_code_that_gathers_a_report_makes_another(
+    shown: tuple[Workspace, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, page = shown
+    sources = [Path(str(file)) for file in report_sources()]
+    monkeypatch.setattr("pipeline.results.report_sources", lambda: sources[1:])
+    assert folder_of(reopened(study)) != page.parent
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from manifests.confounds import Confound
 from manifests.errors import StoreError
 from stages.report.answer import answer_of
 from stages.report.comparison import compare, near_best
-from stages.report.data import ATTENTION_COLUMNS, FAILURE_COLUMNS, GalleryItem, Heat, ReportData
+from stages.report.data import ATTENTION_COLUMNS, FAILURE_COLUMNS, MASK_COLUMNS, GalleryItem, Heat, ReportData
 from stages.report.diagnostics import confusion, reliability, roc_curves
-from stages.report.figures import THUMBNAIL_PX, drawn, figure_bytes, heated, learning_curve, outlined, proposed
+from stages.report.figures import THUMBNAIL_PX, figure_bytes, heated, learning_curve, outlined, proposed
 from stages.report.notes import warnings_of
 from stages.report.page import Findings, render, twin, write_report
 from stages.report.tables import Entry, by_kind, each_seed, headline, n_flagged, summarise, summary_table
@@ -182,16 +182,6 @@ def test_shots_and_shares_are_tables_and_panels_of_their_own() -> None:
     assert html.index(">16-shot<") < html.index(">10 %<")
 
 
-def test_curve_of_many_methods_shows_the_best_and_says_so() -> None:
-    more = [fit("union", f"view-{n:02}", f, s, n) for n in range(12) for f in (0.1, 1.0) for s in (0, 1, 2)]
-    scores = pd.concat([study(), pd.DataFrame(more)], ignore_index=True)
-    shown = drawn(summarise(scores))
-    assert shown == ["medfocus", "original", *(f"view-{n:02}" for n in range(6, 12)), "constant"]
-    assert len(learning_curve(summarise(scores)).axes[0].lines) == len(shown)
-    assert "6 of 15 methods are not drawn" in page(scores=scores)
-    assert "are not drawn" not in page()
-
-
 def test_paper_stands_beside_and_its_impossible_value_is_marked() -> None:
     assert "What the paper prints" not in page()
     html = page(published="covid")
@@ -246,7 +236,39 @@ def test_every_fit_shows_its_wilson_interval() -> None:
 
 def test_class_dependent_fallback_is_warned_of_with_counts() -> None:
     (warning,) = warnings_of(data(ledger=ledger((1, 9))))
-    assert "a 1/10, b 9/10" in warning
+    assert "(a 1/10, b 9/10; up to 80 points apart, p = 0.0011)" in warning
+
+
+def fallbacks(*counts: tuple[int, int]) -> pd.DataFrame:
+    """A ledger of so many fallbacks of so many images in each class."""
+    rows = [
+        {"mask": "union", "split": "test", "class": f"c{k}", "n": n, "ok": n - f, "fallback": f, "failed": 0}
+        for k, (f, n) in enumerate(counts)
+    ]
+    return pd.DataFrame(rows).assign(mean_area=0.25)
+
+
+@pytest.mark.parametrize(
+    ("counts", "warned"),
+    [
+        ([(0, 3), (1, 4)], False),
+        ([(0, 1000), (190, 1000)], True),
+        ([(0, 10_000), (50, 10_000)], False),
+        ([(0, 1000), (10, 1000)], True),
+        ([(0, 50), (1, 50), (12, 50)], True),
+        ([(20, 30), (13, 30)], True),
+        ([(9, 19), (6, 25)], False),
+        ([(0, 1000), (0, 10)], False),
+        ([(30, 30), (30, 30), (40, 40)], False),
+        ([(5, 30)], False),
+    ],
+)
+def test_fallback_is_warned_of_where_it_surely_depends_on_the_class(
+    counts: list[tuple[int, int]], *, warned: bool
+) -> None:
+    found = warnings_of(data(ledger=fallbacks(*counts)))
+    assert len(found) == warned
+    assert all("points apart, p = " in warning for warning in found)
 
 
 @pytest.mark.parametrize(
@@ -447,6 +469,28 @@ def test_tables_and_figures_are_files_beside_the_page(tmp_path: Path) -> None:
         assert image.width > 800
 
 
+def test_class_that_looks_like_a_formula_is_escaped_in_every_table_and_numbers_are_not(tmp_path: Path) -> None:
+    evil = "=1+1"
+    masks = [("union", "test", evil, "ok", 0.25, 0.9, 0.8)]
+    told = [("-union", evil, "@kind", 1, 0.5, 0.5, 0.1, 0)]
+    out = write_report(
+        data(
+            classes=(evil, "b"),
+            scores=study().assign(training_note="+note", change=-0.5),
+            masks=pd.DataFrame(masks, columns=list(MASK_COLUMNS)),
+            attention=pd.DataFrame(told, columns=list(ATTENTION_COLUMNS)),
+        ),
+        tmp_path,
+    ).parent
+    tables = {path.name: path.read_text("utf-8") for path in out.rglob("*.csv")}
+    assert {"attention.csv", "comparison.csv", "confusion.csv", "masks.csv", "roc.csv", "scores.csv"} <= set(tables)
+    for text in tables.values():
+        assert not re.search(r"(?:^|,)\"?[=+@\t]", text, re.MULTILINE)
+    assert "'=1+1" in tables["confusion.csv"]
+    assert tables["attention.csv"].splitlines()[1].startswith("'-union,'=1+1,'@kind,1,0.5")
+    assert ",'+note,-0.5" in tables["scores.csv"]
+
+
 def test_second_report_replaces_the_first_and_is_the_same(tmp_path: Path) -> None:
     write_report(data(), tmp_path)
     files = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
@@ -548,7 +592,7 @@ def test_confusions_count_all_seeds() -> None:
 
 def test_reliability_has_confidence_and_accuracy_of_each_bin() -> None:
     (one,) = reliability(probabilities(answers(study())).query("method == 'medfocus'"), ("a", "b")).to_dict("records")
-    assert (one["low"], one["n"]) == (0.8, 60)
+    assert (one["low"], one["high"], one["n"]) == (pytest.approx(11 / 15), pytest.approx(12 / 15), 60)
     assert (one["confidence"], one["accuracy"]) == (pytest.approx(0.8), pytest.approx(0.8))
 
 
