@@ -1,12 +1,14 @@
-"""`pipeline report --compare`: what changed between two reports, and whether it is noise."""
+"""`pipeline report --compare`: what changed between two reports, and whether chance explains it."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from manifests.errors import UsageError
 from manifests.forgetting import WITHDRAWALS
 from manifests.layout import DatasetPaths
+from manifests.withdrawals import load_withdrawals, withdrawn_ids
 from pipeline.commands import say
 from pipeline.origins import lost_runs, origins
 from pipeline.stored_reports import StoredReport, find_report
@@ -14,10 +16,13 @@ from pipeline.terminal import print_table
 from stages.report.change_page import Comparison, Side, write_comparison
 from stages.report.change_text import change_table
 from stages.report.changes import Changes
+from stages.report.kept import Kept
 
 
 def compare_reports(paths: DatasetPaths, names: tuple[str, str]) -> tuple[Path, Comparison]:
     """Write the page of what changed from one report to another, and return it with what it shows.
+
+    What is withdrawn by now is left out of both, also where the reports were made before.
 
     Parameters
     ----------
@@ -31,22 +36,26 @@ def compare_reports(paths: DatasetPaths, names: tuple[str, str]) -> tuple[Path, 
     UsageError
         If a name means nothing or several things, or the reports are of two data sets.
     InventoryError
-        If a report is not there, or was made before answers were kept.
+        If a report is not there, or was made before answers were kept as they are now, or a withdrawal is damaged.
     StoreError
         If answers are damaged, or the page cannot be written.
     """
     a, b = find_report(paths, names[0]), find_report(paths, names[1])
     _check_one_data_set(paths, a, b)
-    kept = a.kept(), b.kept()
-    heeded = [set(report.provenance.get(WITHDRAWALS, [])) for report in (a, b)]
+    withdrawals = load_withdrawals(paths)
+    whole, gone = (a.kept(), b.kept()), withdrawn_ids(withdrawals)
+    kept = _without(whole[0], gone), _without(whole[1], gone)
     comparison = Comparison(
         dataset=paths.name,
         sides=(_side("A", a), _side("B", b)),
         changes=Changes.of(*kept),
         origins=origins(paths, (a, b), kept),
-        cautions=[*_lost("A", lost_runs(paths, a)), *_lost("B", lost_runs(paths, b))],
-        # The page holds what either report says, so it goes with the one that a withdrawal takes away.
-        provenance={"compared": [a.name, b.name], WITHDRAWALS: sorted(heeded[0] & heeded[1])},
+        cautions=[
+            *_left_out(zip("AB", whole, kept, strict=True)),
+            *_lost("A", lost_runs(paths, a)),
+            *_lost("B", lost_runs(paths, b)),
+        ],
+        provenance={"compared": [a.name, b.name], WITHDRAWALS: [record.withdrawal_id for record in withdrawals]},
     )
     return write_comparison(comparison, paths.comparison(a.name, b.name)), comparison
 
@@ -81,6 +90,19 @@ def _bracketed(note: str) -> list[str]:
 
 def _side(letter: str, report: StoredReport) -> Side:
     return Side(letter, report.name, report.created, report.command)
+
+
+def _without(kept: Kept, image_ids: Collection[str]) -> Kept:
+    """The same answers but for those to some images, copies of them included."""
+    return kept.of_images(~kept.images["image_id"].isin(list(image_ids)).to_numpy())
+
+
+def _left_out(sides: Iterable[tuple[str, Kept, Kept]]) -> list[str]:
+    counts = {letter: len(whole.images) - len(kept.images) for letter, whole, kept in sides}
+    told = " and ".join(f"{n} of {letter}" for letter, n in counts.items() if n)
+    if not told:
+        return []
+    return [f"Test images withdrawn since are left out, so accuracies can differ from the report's own: {told}."]
 
 
 def _lost(letter: str, runs: list[str]) -> list[str]:

@@ -95,6 +95,7 @@ def answer_table(workspace: Workspace, committed: Committed) -> pd.DataFrame:
         If predictions are missing or not what was committed.
     """
     groups = {row.image_id: row.group_id for drop in workspace.drops for row in workspace.rows(drop.drop_id)}
+    places = {name: index for index, name in enumerate(workspace.classes)}
     frames = []
     for key, cells in committed.cells.items():
         node = workspace.nodes[key]
@@ -113,6 +114,7 @@ def answer_table(workspace: Workspace, committed: Committed) -> pd.DataFrame:
                 "group": told["image_id"].map(groups),
                 "flagged": told["flagged"] == "1",
                 "correct": told["predicted"] == told["label"],
+                "predicted": told["predicted"].map(plain_name).map(places),
             }
             frames.append(pd.DataFrame(fields))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(ANSWER_COLUMNS))

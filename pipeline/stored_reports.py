@@ -56,7 +56,7 @@ class StoredReport:
         Raises
         ------
         InventoryError
-            If the report was made before answers were kept.
+            If the report was made before answers, or the class that each names, were kept.
         DamagedError
             If they are damaged.
         """

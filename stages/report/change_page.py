@@ -28,9 +28,12 @@ MOST_IDS: Final = 20
 EXPLAINED: Final = (
     "In percent, mean over the seeds that both reports have; below it right answers of all answers, pooled over seeds. "
     "The difference, in percentage points, is that on the test images of both; below it a 95 % bootstrap interval "
-    "(by patient where known) and McNemar's exact p value, corrected by Holm's method for the whole table. "
-    "More than noise is a corrected p below 0.05. The standard deviation (sd) over seeds in A shows how "
-    "much training subsets and initial weights alone move an accuracy."
+    "(by patient where known) and the p of a sign-flip permutation test by patient (McNemar's exact test where each "
+    "patient has one image and there is one seed), corrected by Holm's method for the whole table. Beyond chance is a "
+    "corrected p below 0.05; not beyond chance is no proof that nothing changed. Below the verdict: answers, one an "
+    "image and fit, that name another class. Interval and p take the fits as they are: other training subsets and "
+    "initial weights would move an accuracy too; by how much, the standard deviation (sd) over seeds in A shows beside "
+    "it."
 )
 OTHER_IMAGES: Final = (
     "Other images is what is left of accuracy B minus accuracy A: it comes from test images that only one of them "
@@ -78,7 +81,7 @@ class Comparison:
 
 
 def write_comparison(comparison: Comparison, out: Path) -> Path:
-    """Write compare.csv, compare.md, provenance.json and index.html; the same comparison gives the same bytes.
+    """Write compare.csv, compare.md, index.html and provenance.json; the same comparison gives the same bytes.
 
     Parameters
     ----------
@@ -98,10 +101,11 @@ def write_comparison(comparison: Comparison, out: Path) -> Path:
         If the disk is full, read-only or forbidden.
     """
     make_private(out)
-    write_atomic(out / "provenance.json", json.dumps(dict(comparison.provenance), indent=1) + "\n")
     write_atomic(out / TABLE, comparison.changes.table.to_csv(index=False, lineterminator="\n"))
     write_atomic(out / TWIN, twin(comparison))
     write_atomic(out / PAGE, render(comparison))
+    # Last: an older page must not pass for one that heeds what was withdrawn since.
+    write_atomic(out / "provenance.json", json.dumps(dict(comparison.provenance), indent=1) + "\n")
     return out / PAGE
 
 

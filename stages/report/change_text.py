@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from stages.report.changes import MORE, Changes, first_of
+from stages.report.changes import BEYOND, Changes, first_of
 from stages.report.tables import UNDEFINED, Entry, Table, amount, plain
 
 SHOWN: Final = 3
@@ -15,7 +15,7 @@ SHOWN: Final = 3
 
 
 def answer_of(changes: Changes, origins: Mapping[str, Sequence[str]]) -> list[str]:
-    """Sentences for the top: how much changed by more than noise, and what went in that differs.
+    """Sentences for the top: how much changed by more than chance explains, and what went in that differs.
 
     Parameters
     ----------
@@ -27,13 +27,12 @@ def answer_of(changes: Changes, origins: Mapping[str, Sequence[str]]) -> list[st
     row = changes.first
     if row is None:
         return ["The two reports share no accuracy that could be compared.", _inputs(origins)]
-    return [_headline(changes, row), *_own_images(changes, row), *_without_flagged(changes), _inputs(origins)]
+    return [*_headline(changes, row), *_own_images(changes, row), *_without_flagged(changes), _inputs(origins)]
 
 
 def is_same(changes: Changes) -> bool:
-    """Whether no answer differs on the test images of both."""
-    counts = ["difference", "low", "high", "right_to_wrong", "wrong_to_right"]
-    return bool((changes.table[counts] == 0).all(axis=None))
+    """Whether every answer of every fit names the same class for every test image of both."""
+    return bool((changes.table["other_answers"] == 0).all())
 
 
 def cautions_of(changes: Changes, origins: Mapping[str, Sequence[str]]) -> list[str]:
@@ -47,8 +46,8 @@ def cautions_of(changes: Changes, origins: Mapping[str, Sequence[str]]) -> list[
 
 
 def change_table(changes: Changes) -> Table:
-    """One row an accuracy of both, those that changed by more than noise first."""
-    order = (changes.table["verdict"] != MORE).sort_values(kind="stable").index
+    """One row an accuracy of both, those that changed by more than chance explains first."""
+    order = (changes.table["verdict"] != BEYOND).sort_values(kind="stable").index
     rows = changes.table.loc[order].to_dict("records")
     others = has_other_images(changes)
     names = ("accuracy on both", "other images") if others else ()
@@ -86,16 +85,32 @@ def named(row: Mapping[Any, Any]) -> str:
     return f"{row['method']}{mask} at {row['training'] if share else f'{number:g} images a class'}"
 
 
-def _headline(changes: Changes, row: Mapping[str, Any]) -> str:
+def _headline(changes: Changes, row: Mapping[str, Any]) -> list[str]:
+    relabelled = int(changes.table["relabelled"].max())
+    if is_same(changes) and not relabelled:
+        return [f"No answer changed: {_answers(changes)}."]
+    labels = f"; {_counted(relabelled, 'test image')} of both got another label" if relabelled else ""
+    return [_counts(changes, row), f"Answer by answer: {_answers(changes)}{labels}."]
+
+
+def _answers(changes: Changes) -> str:
+    """How many answers name another class, over all accuracies."""
+    total, others = (int(changes.table[name].sum()) for name in ("answers", "other_answers"))
+    told = f"{others or 'none'} {'name' if others > 1 else 'names'} another class"
+    return (
+        f"of {_counted(total, 'answer')} behind {_counted(len(changes.table), 'accuracy')}, compared fit by fit and "
+        f"image by image on the test images of both, {told}"
+    )
+
+
+def _counts(changes: Changes, row: Mapping[str, Any]) -> str:
     total, sure = len(changes.table), changes.sure
     on_both = f"on the {row['n_common']} test images of both"
-    if is_same(changes):
-        return f"Nothing changed: every answer behind {_counted(total, 'accuracy')} is the same {on_both}."
     up, down = int((sure["difference"] > 0).sum()), int((sure["difference"] < 0).sum())
     how = f" ({up} up, {down} down)" if up and down else f" ({'up' if up else 'down'})" if up or down else ""
     return (
-        f"{len(sure) or 'None'} of {_counted(total, 'accuracy')} changed by more than noise{how}; {named(row)}: "
-        f"{_difference(row, on_both)}."
+        f"{len(sure) or 'None'} of {_counted(total, 'accuracy')} changed by more than chance explains{how}; "
+        f"{named(row)}: {_difference(row, on_both)}."
     )
 
 
@@ -136,7 +151,7 @@ def _inputs(origins: Mapping[str, Sequence[str]]) -> str:
 
 
 def _row(row: Mapping[Hashable, Any], *, others: bool) -> tuple[Entry, ...]:
-    mark = "changed" if row["verdict"] == MORE else ""
+    mark = "changed" if row["verdict"] == BEYOND else ""
     interval = f"{_points(row['low'])} to {_points(row['high'])}\n{_p(row['p_holm'])}"
     spread = "" if pd.isna(row["sd_a"]) else f" ± {_percent(row['sd_a'])}"
     on_both = f"{_percent(row['accuracy_a_common'])} to {_percent(row['accuracy_b_common'])}"
@@ -145,7 +160,7 @@ def _row(row: Mapping[Hashable, Any], *, others: bool) -> tuple[Entry, ...]:
         Entry(row["method"]),
         Entry(row["mask"] or UNDEFINED),
         Entry(row["training"], _counted(row["seeds"], "seed")),
-        Entry(row["verdict"]),
+        Entry(row["verdict"], f"{row['other_answers']} of {_counted(row['answers'], 'answer')} differ"),
         Entry(_points(row["difference"]), interval, mark),
         Entry(f"{_percent(row['accuracy_a'])}{spread}", f"({row['correct_a']}/{row['n_a']})"),
         Entry(_percent(row["accuracy_b"]), f"({row['correct_b']}/{row['n_b']})"),

@@ -1,4 +1,4 @@
-"""What changed between the answers of two reports of one data set, image by image, and whether that is noise."""
+"""What changed between the answers of two reports of one data set, fit by fit, image by image, and if by chance."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from stages.report.comparison import LEVEL, Draws, paired, with_holm
 from stages.report.kept import Kept
 from stages.report.tables import CELL, amount, place
 
-MORE, NOISE = "more than noise", "noise"
+BEYOND, WITHIN = "beyond chance", "not beyond chance"
 CHANGE_COLUMNS: Final = (
     *CELL,
     *("seeds", "correct_a", "n_a", "accuracy_a", "sd_a", "correct_b", "n_b", "accuracy_b"),
     *("n_common", "accuracy_a_common", "accuracy_b_common", "difference", "low", "high", "p", "p_holm", "verdict"),
-    *("by_other_images", "right_to_wrong", "wrong_to_right"),
+    *("by_other_images", "right_to_wrong", "wrong_to_right", "answers", "other_answers", "relabelled"),
 )
 """Of one (mask, method, training) that both reports have. `correct` and `n` pool the seeds; accuracies are means over
 them, `sd_a` is their sample standard deviation in A (missing for one seed). `by_other_images` is what is left of
 `accuracy_b` - `accuracy_a` without `difference`. `right_to_wrong` and `wrong_to_right` count images by the majority of
-seeds. Shares, not percent."""
+seeds; `answers` counts every one of every seed on the test images of both, `other_answers` those of them that name
+another class in B, and `relabelled` the images whose label is another one there. Shares, not percent."""
 ALONE_COLUMNS: Final = (*CELL, "where")
 
 Answers = NDArray[np.float64]
@@ -61,8 +62,8 @@ class Changes:
     def of(cls, a: Kept, b: Kept) -> Changes:
         """Compare report B with report A.
 
-        The statistics are those of `comparison.compare`: mean over the seeds that both have, on the test images that
-        both have; bootstrap by group; McNemar's exact test, corrected by Holm's method over the whole table.
+        The statistics are those of `comparison.paired`, over the seeds and on the test images that both have, with p
+        corrected by Holm's method over the whole table.
         """
         table = _table(a, b)
         both = a.images.index.intersection(b.images.index)
@@ -72,8 +73,8 @@ class Changes:
 
     @property
     def sure(self) -> pd.DataFrame:
-        """Rows of the table that changed by more than noise."""
-        return self.table[self.table["verdict"] == MORE]
+        """Rows of the table that changed by more than chance explains."""
+        return self.table[self.table["verdict"] == BEYOND]
 
     @property
     def first(self) -> dict[str, Any] | None:
@@ -101,6 +102,10 @@ class _Pair:
     """On the test images of both, (n,)."""
     images: pd.DataFrame
     """Those images, as B knows them."""
+    other_answers: int
+    """Answers on those images, over all seeds, that name another class in B."""
+    relabelled: int
+    """How many of those images have another label in B."""
 
     @classmethod
     def of(cls, a: Kept, b: Kept, key: tuple[str, str, str]) -> _Pair:
@@ -111,12 +116,18 @@ class _Pair:
         asked = np.logical_and.reduce(
             [np.ones(len(common), bool), *((theirs[s][at_a] >= 0) & (ours[s][at_b] >= 0) for s in seeds)]
         )
+        at_a, at_b = at_a[asked], at_b[asked]
+        right_a, right_b = {s: a.right(theirs[s]) for s in seeds}, {s: b.right(ours[s]) for s in seeds}
+        place_in_b = pd.Index(b.classes).get_indexer(pd.Index(a.classes))  # -1 for a class of A alone
+        labels_a, labels_b = a.images["label"].to_numpy()[at_a], b.images["label"].to_numpy()[at_b]
         return cls(
-            {s: _asked(theirs[s]) for s in seeds},
-            {s: _asked(ours[s]) for s in seeds},
-            {s: theirs[s][at_a][asked].astype(float) for s in seeds},
-            {s: ours[s][at_b][asked].astype(float) for s in seeds},
+            {s: _asked(right_a[s]) for s in seeds},
+            {s: _asked(right_b[s]) for s in seeds},
+            {s: right_a[s][at_a].astype(float) for s in seeds},
+            {s: right_b[s][at_b].astype(float) for s in seeds},
             b.images.loc[common[asked]],
+            sum(int((place_in_b[theirs[s][at_a]] != ours[s][at_b]).sum()) for s in seeds),
+            int((labels_a != labels_b).sum()),
         )
 
     @property
@@ -149,6 +160,9 @@ class _Pair:
             "by_other_images": accuracy_b - accuracy_a - found["difference"],
             "right_to_wrong": int(lost.sum()),
             "wrong_to_right": int(won.sum()),
+            "answers": found["n"] * found["seeds"],
+            "other_answers": self.other_answers,
+            "relabelled": self.relabelled,
         }
 
 
@@ -159,7 +173,7 @@ def _table(a: Kept, b: Kept) -> pd.DataFrame:
         if not pair.is_empty:
             rows.append({**dict(zip(CELL, key, strict=True)), **pair.row(draws)})
     frame = with_holm(pd.DataFrame(rows, columns=[c for c in CHANGE_COLUMNS if c not in ("p_holm", "verdict")]))
-    frame["verdict"] = np.where(frame["p_holm"].astype(float) < LEVEL, MORE, NOISE)
+    frame["verdict"] = np.where(frame["p_holm"].astype(float) < LEVEL, BEYOND, WITHIN)
     # What float arithmetic leaves of nothing is no change.
     frame["by_other_images"] = frame["by_other_images"].astype(float).round(12) + 0.0
     return frame[[*CHANGE_COLUMNS]]
@@ -202,8 +216,7 @@ def _flips(a: Kept, b: Kept, table: pd.DataFrame) -> Flips | None:
 
 def _without(kept: Kept, images: set[str]) -> Kept:
     """The same answers but for some images."""
-    left = ~kept.images.index.isin(list(images))
-    return Kept(kept.classes, kept.images[left], kept.fits, kept.right[:, left])
+    return kept.of_images(~kept.images.index.isin(list(images)))
 
 
 def _keys(a: Kept, b: Kept) -> Iterator[tuple[str, str, str]]:

@@ -35,10 +35,10 @@ SCORE_COLUMNS: Final = (
 )
 ANSWER_COLUMNS: Final = (
     *("mask", "method", "training", "seed"),
-    *("image", "image_id", "label", "group", "flagged", "correct"),
+    *("image", "image_id", "label", "group", "flagged", "correct", "predicted"),
 )
 """Of one test image in one cell; `image` names its row, because copies of a file share an image_id; `label` is its
-class."""
+class, and `predicted` the index of the class that it was answered."""
 PROBABILITY_COLUMNS: Final = ("mask", "method", "training", "seed", "image", "truth", "predicted")
 """Of one test image in one cell of its method's largest training subset; `truth` and `predicted` are class indices, and
 `p_0`, `p_1`, ... follow, the probabilities of the classes."""

@@ -59,7 +59,7 @@ def study() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
         predicted = shares.argmax(axis=1)
         images = {"image": [f"drop-001/{row}" for row in range(N_TEST)]}
         told = {"image_id": [f"{row:016x}" for row in range(N_TEST)], "label": [CLASSES[index] for index in truth]}
-        told |= {"group": images["image"], "flagged": False, "correct": predicted == truth}
+        told |= {"group": images["image"], "flagged": False, "correct": predicted == truth, "predicted": predicted}
         answers.append(pd.DataFrame({**cell, **images, **told}))
         scores.append({**cell, "n_train": int(fraction * N_TRAIN), **score(predicted == truth)})
         if fraction == FRACTIONS[-1]:

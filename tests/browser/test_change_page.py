@@ -15,7 +15,7 @@ EACH_LOOK = pytest.mark.parametrize(("width_px", "scheme"), [(w, s) for w in WID
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page on which one accuracy of two changed by more than noise, on partly other test images."""
+    """A page on which one accuracy of two changed by more than chance explains, on partly other test images."""
     before: Right = {(SCRIPT, LONG, "100 %"): [[False] * 30] * 2, ("", QUOTES, "5 %"): [[True] * 30] * 2}
     now: Right = {**before, (SCRIPT, LONG, "100 %"): [[True] * 28] * 2, (LEFTWARD, "crop", "5 %"): [[True]]}
     found = comparison(kept(before, classes=NAMES), kept(now, first=2, classes=NAMES), SCRIPT, Settings=[*NAMES])
@@ -31,9 +31,9 @@ def test_page_asks_for_nothing_but_itself_and_complains_of_nothing(open_report: 
 
 def test_answer_stands_above_the_table_whose_first_row_changed(open_report: Open) -> None:
     page = open_report().page
-    assert "1 of 2 accuracies changed by more than noise (up)" in page.locator("#answer").inner_text()
+    assert "1 of 2 accuracies changed by more than chance explains (up)" in page.locator("#answer").inner_text()
     first = page.locator("table.sortable").first.locator("tbody tr").first
-    assert "more than noise" in first.inner_text()
+    assert "beyond chance" in first.inner_text()
     assert first.locator("td.changed").count() == 1
     assert page.locator("ul.ids li").count() == 20
 

@@ -77,22 +77,26 @@ def test_a_study_is_compared_through_its_life(study: Study, tmp_path_factory: py
     assert set(found["training"]) == {"50 %", "100 %"}
     assert compare(study, first["run"], second["run"]).out == done.out, "a run means the report that it ended with"
 
-    # Another setting and a withdrawal are named; before gc, too, no answer of the image is told.
+    # Another setting and a withdrawal are named; no answer of the image is told, of two older reports neither.
     paths, call = DatasetPaths(study.dataset), ("--workdir", study.work)
     gone = next(r.image_id for d in load_drops(paths) for r in load_rows(paths, d) if r.split is Split.TEST)
     assert gone in kept(study).images.index
     assert study.cli("withdraw", "--image", gone, "--reason", "consent revoked", *call).code == 0
+    older = compare(study, "previous", "latest")
+    assert "left out, so accuracies can differ from the report's own: " in older.out
+    assert not_named(older, gone)
     assert study.run(settings=OTHER).code == 0
     done = compare(study, second["run"], "latest")
     assert "Settings: fusion.epochs: 20 -> 5" in done.out
     assert "1 image left" in done.out
-    assert "Images: test images in A alone: 1 of 15" in done.out
+    assert "left out, so accuracies can differ from the report's own: 1 of A." in done.out
     assert set(table(done)["n_common"]) == {14}
-    assert not [file for file in Path(done.out.rstrip().rpartition(": ")[2]).parent.iterdir() if gone in text(file)]
+    assert not_named(done, gone)
 
-    # gc takes older reports, their answers and the comparisons.
+    # gc takes older reports and their answers, and leaves comparisons without the image.
     assert study.cli("gc", "--delete", *call).code == 0
-    (left,) = (study.dataset / "reports").iterdir()
+    (left,) = (study.dataset / "reports").glob("?" * 12)
+    assert {folder.name for folder in (study.dataset / "reports").glob("compare-*")} == {name(older), name(done)}
     assert gone not in kept(study).images.index
     assert gone not in text(left / "index.html")
     refused = compare(study, first["run"], "latest")
@@ -114,6 +118,16 @@ def check(row: dict[str, object], before: list[dict[str, bool]], now: list[dict[
     assert (row["right_to_wrong"], row["wrong_to_right"]) == (lost, won), "of two seeds both make a majority"
     whole = [sum(sum(x.values()) for x in told) / n for told, n in ((before, 12), (now, 30))]
     assert row["by_other_images"] == pytest.approx(whole[1] - whole[0] - (shares[1] - shares[0]))
+
+
+def name(done: Finished) -> str:
+    return Path(done.out.rstrip().rpartition("Comparison: ")[2]).parent.name
+
+
+def not_named(done: Finished, image_id: str) -> bool:
+    """Whether the page and all beside it keep silent about an image."""
+    folder = Path(done.out.rstrip().rpartition("Comparison: ")[2]).parent
+    return image_id not in done.out and not [file for file in folder.iterdir() if image_id in text(file)]
 
 
 def kept(study: Study) -> Kept:

@@ -10,6 +10,7 @@ import pytest
 
 from manifests.errors import InventoryError, UsageError
 from manifests.events import REPORTED, EventLog
+from manifests.forgetting import find_traces
 from manifests.layout import DatasetPaths
 from manifests.runs import finish_run, start_run
 from manifests.withdrawals import Withdrawal
@@ -17,7 +18,7 @@ from pipeline.comparing import compare_reports
 from pipeline.origins import lost_runs, origins
 from pipeline.stored_reports import StoredReport, find_report, load_reports
 from stages.report.kept import KEPT, Kept
-from tests.unit.stages.test_changes import kept, one
+from tests.unit.stages.test_changes import frame, kept, one
 
 FIRST, SECOND = "0123456789ab", "0199999999ab"
 RUN_A, RUN_B = "20260101T000000Z-aaaa", "20260102T000000Z-bbbb"
@@ -133,6 +134,49 @@ def test_comparison_lies_beside_the_reports_and_is_none_itself(paths: DatasetPat
     assert "Nothing that went in differs, and yet answers do" in page.read_text("utf-8")
 
 
+def withdraw(paths: DatasetPaths, name: str, *image_ids: str) -> None:
+    record = Withdrawal(withdrawal_id=name, created="now", reason="consent revoked", image_ids=image_ids)
+    paths.withdrawals.mkdir(exist_ok=True)
+    (paths.withdrawals / f"{name}.json").write_text(record.model_dump_json())
+
+
+def test_withdrawn_image_is_in_no_later_comparison_of_older_reports(paths: DatasetPaths) -> None:
+    gone = f"{1:016x}"
+    page, comparison = compare_reports(paths, (FIRST, SECOND))
+    assert gone in page.read_text("utf-8")
+    withdraw(paths, "w1", gone)
+    page, comparison = compare_reports(paths, (FIRST, SECOND))
+    assert not [file for file in page.parent.iterdir() if gone in file.read_text("utf-8")]
+    row = comparison.changes.table.iloc[0]
+    assert (row["n_a"], row["n_b"], row["n_common"], row["difference"]) == (1, 1, 1, 0)
+    (caution,) = comparison.warnings
+    assert caution.endswith("accuracies can differ from the report's own: 1 of A and 1 of B.")
+
+
+def test_all_copies_of_a_withdrawn_image_are_left_out(paths: DatasetPaths) -> None:
+    answers = frame(one([True, False, True])).assign(image_id=["a" * 16, "b" * 16, "a" * 16])
+    for name in (FIRST, SECOND):
+        (paths.report(name) / KEPT).write_bytes(Kept.of(answers, ("a", "b")).to_bytes())
+    withdraw(paths, "w1", "a" * 16)
+    assert compare_reports(paths, (FIRST, SECOND))[1].changes.table["n_common"].tolist() == [1]
+
+
+def test_comparison_whose_every_image_was_withdrawn_compares_nothing(paths: DatasetPaths) -> None:
+    withdraw(paths, "w1", f"{0:016x}", f"{1:016x}")
+    _, comparison = compare_reports(paths, (FIRST, SECOND))
+    assert comparison.answer[0] == "The two reports share no accuracy that could be compared."
+
+
+def test_comparison_heeds_what_was_withdrawn_before_it_and_gc_takes_the_others(paths: DatasetPaths) -> None:
+    withdraw(paths, "w1", f"{1:016x}")
+    page, _ = compare_reports(paths, (FIRST, SECOND))
+    assert json.loads((page.parent / "provenance.json").read_text())["withdrawals"] == ["w1"]
+    below = [f"reports/{name}" for name in (FIRST, SECOND)]
+    assert [trace.path for trace in find_traces(paths, (), {f"{1:016x}"}, ["w1"])] == below
+    later = [trace.path for trace in find_traces(paths, (), {f"{1:016x}"}, ["w1", "w2"])]
+    assert later == [*below, f"reports/{page.parent.name}"]
+
+
 def told(paths: DatasetPaths, a: dict[str, Any], b: dict[str, Any], /, **answers: Kept) -> dict[str, list[str]]:
     both = StoredReport(paths.report("a" * 12), a), StoredReport(paths.report("b" * 12), b)
     same = kept(one([True, True]))
@@ -167,9 +211,7 @@ def test_software_is_that_of_the_runs_and_lost_records_are_named(paths: DatasetP
 
 
 def test_drops_withdrawals_and_test_images_are_told(paths: DatasetPaths) -> None:
-    record = Withdrawal(withdrawal_id="w1", created="now", reason="consent revoked", image_ids=("a", "b"))
-    paths.withdrawals.mkdir()
-    (paths.withdrawals / "w1.json").write_text(record.model_dump_json())
+    withdraw(paths, "w1", "a", "b")
     drops = [*provenance()["drops"], {"id": "drop-002", "n_items": 3, "inventory_sha256": "cd", "created": ""}]
     found = told(
         paths,

@@ -70,6 +70,7 @@ def answers(scores: pd.DataFrame) -> pd.DataFrame:
         group=number.astype(str),
         flagged=False,
         correct=number < cells["correct"],
+        predicted=(number // 10).where(number < cells["correct"], 1 - number // 10),
     )
 
 
