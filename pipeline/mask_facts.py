@@ -17,6 +17,7 @@ from pipeline.committed import Committed
 from pipeline.graph import Node
 from pipeline.workspace import Workspace
 from stages.images import letterbox
+from stages.report.data import LEDGER_COLUMNS
 
 MOST_COMPARED: Final = 200
 """Test images whose masks are compared with supplied ones: the first in the order of their digests."""
@@ -102,3 +103,34 @@ def _supplied(workspace: Workspace) -> Mapping[Key, NDArray[np.bool_]]:
         if mask.any():
             found[drop_id, row.row] = mask
     return found
+
+
+def mask_ledger(workspace: Workspace, facts: pd.DataFrame) -> pd.DataFrame:
+    """Images by mask policy, split and class: how many have a mask, fell back or failed, and the mean mask area.
+
+    Parameters
+    ----------
+    workspace : Workspace
+        Says the order of policies and classes.
+    facts : DataFrame
+        What `mask_facts` found.
+
+    Returns
+    -------
+    DataFrame
+        With `LEDGER_COLUMNS`.
+    """
+    groups = facts.groupby(["mask", "split", "class"], sort=False)
+    found = groups["status"].value_counts().unstack(fill_value=0)
+    found = found.reindex(columns=["ok", "fallback", "failed"], fill_value=0)
+    ledger = found.assign(n=groups.size(), mean_area=groups["area"].mean()).reset_index()
+    places = [_place(workspace, *key) for key in zip(ledger["mask"], ledger["split"], ledger["class"], strict=True)]
+    order = sorted(range(len(ledger)), key=lambda i: places[i])
+    return ledger.iloc[order].reset_index(drop=True)[list(LEDGER_COLUMNS)]
+
+
+def _place(workspace: Workspace, policy: str, split: str, label: str) -> tuple[int, int, int]:
+    """Place of a row of the ledger: policies as configured, splits as declared, classes by index, no label last."""
+    policies = [node.policy for node in workspace.nodes.values() if node.stage == "masks"]
+    classes = [*workspace.classes, label]
+    return policies.index(policy), list(Split).index(Split(split)), classes.index(label)

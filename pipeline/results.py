@@ -17,14 +17,14 @@ from manifests.drops import load_audit
 from manifests.errors import InventoryError
 from manifests.fingerprint import digest_json
 from manifests.store import StageStore
-from manifests.types import Split, Status
+from manifests.types import Status
 from pipeline.committed import Committed, look_up, plain_name, read_artifact
 from pipeline.config import load_config
 from pipeline.gallery import Pictures, take_pictures
 from pipeline.graph import Node
 from pipeline.lineage import lineage
 from pipeline.map_points import take_points
-from pipeline.mask_facts import mask_facts, mask_nodes
+from pipeline.mask_facts import mask_facts, mask_ledger, mask_nodes
 from pipeline.report_sources import report_sources
 from pipeline.workspace import Workspace
 from stages.methods import sees_masks
@@ -32,7 +32,6 @@ from stages.models.registry import UNTRAINED
 from stages.report.data import (
     ANSWER_COLUMNS,
     FAILURE_COLUMNS,
-    LEDGER_COLUMNS,
     MASK_COLUMNS,
     PROBABILITY_COLUMNS,
     ReportData,
@@ -168,37 +167,6 @@ def _shown(node: Node, method: str) -> str:
 
 def _sees_masks(workspace: Workspace, node: Node, method: str) -> bool:
     return sees_masks(workspace.config.baselines.view if node.stage == "baselines" else method)
-
-
-def mask_ledger(workspace: Workspace, facts: pd.DataFrame) -> pd.DataFrame:
-    """Images by mask policy, split and class: how many have a mask, fell back or failed, and the mean mask area.
-
-    Parameters
-    ----------
-    workspace : Workspace
-        Says the order of policies and classes.
-    facts : DataFrame
-        What `mask_facts` found.
-
-    Returns
-    -------
-    DataFrame
-        With `LEDGER_COLUMNS`.
-    """
-    groups = facts.groupby(["mask", "split", "class"], sort=False)
-    found = groups["status"].value_counts().unstack(fill_value=0)
-    found = found.reindex(columns=["ok", "fallback", "failed"], fill_value=0)
-    ledger = found.assign(n=groups.size(), mean_area=groups["area"].mean()).reset_index()
-    places = [_place(workspace, *key) for key in zip(ledger["mask"], ledger["split"], ledger["class"], strict=True)]
-    order = sorted(range(len(ledger)), key=lambda i: places[i])
-    return ledger.iloc[order].reset_index(drop=True)[list(LEDGER_COLUMNS)]
-
-
-def _place(workspace: Workspace, policy: str, split: str, label: str) -> tuple[int, int, int]:
-    """Place of a row of the ledger: policies as configured, splits as declared, classes by index, no label last."""
-    policies = [node.policy for node in workspace.nodes.values() if node.stage == "masks"]
-    classes = [*workspace.classes, label]
-    return policies.index(policy), list(Split).index(Split(split)), classes.index(label)
 
 
 def failure_table(committed: Committed) -> pd.DataFrame:

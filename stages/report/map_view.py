@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,15 @@ from stages.report.tables import Table
 
 COLUMNS = ("image", "split", "label", "distance")
 DOUBTED = ("image", "split", "label", "neighbours", "share", "counted")
+
+
+Places = Mapping[str, NDArray[np.float64]]
+"""(n, 2) of each view on the map."""
+
+
+def places_of(points: MapPoints) -> Places:
+    """Project every view whose vectors differ."""
+    return {view: project(vectors) for view, vectors in points.vectors.items() if differs(vectors)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +49,14 @@ class Map:
     """None where no label is doubted."""
 
     @classmethod
-    def of(cls, points: MapPoints, classes: Sequence[str]) -> Map | None:
-        """Project every view whose vectors differ, and look at each image's neighbours in the first of them.
+    def of(cls, points: MapPoints, places: Places, classes: Sequence[str]) -> Map | None:
+        """Draw the places, and look at each image's neighbours in the first view.
 
         Returns
         -------
         Map or None
             None if the vectors differ in no view.
         """
-        places = {view: project(vectors) for view, vectors in points.vectors.items() if differs(vectors)}
         if not places:
             return None
         first = next(iter(places))
@@ -67,7 +75,7 @@ class Map:
         )
 
 
-def _content(points: MapPoints, places: dict[str, NDArray[np.float64]], classes: Sequence[str], side: int) -> Markup:
+def _content(points: MapPoints, places: Places, classes: Sequence[str], side: int) -> Markup:
     names = [*classes, *sorted(set(points.labels) - set(classes))]
     content: dict[str, Any] = {
         "views": {view: _unit(place).round(4).tolist() for view, place in places.items()},

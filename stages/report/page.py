@@ -7,11 +7,11 @@ import hashlib
 import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from manifests.disk import PARTIAL, disk_errors, make_private, place, write_atomic, write_synced
 from manifests.fingerprint import digest_bytes, digest_json
-from stages.report import figures, notes, plots, tables
+from stages.report import about, figures, notes, plots, region_tables, tables
 from stages.report.answer import answer_of
 from stages.report.comparison import REFERENCE, compare, comparison_table, near_best
 from stages.report.csv_files import csv_text
@@ -27,7 +27,7 @@ from stages.report.data import FAILURE_COLUMNS, SCORE_COLUMNS, ReportData
 from stages.report.diagnostics import chosen
 from stages.report.gallery_view import composed, gallery_groups, shown_classes
 from stages.report.kept import KEPT, Kept
-from stages.report.map_view import Map
+from stages.report.map_view import Map, places_of
 from stages.report.markdown import Section, markdown
 from stages.report.mask_figures import mask_plot
 from stages.report.outcomes import MOST
@@ -35,7 +35,6 @@ from stages.report.plots import Plot
 from stages.report.published import published_table
 
 PAGE, TWIN = "index.html", "report.md"
-DROP_COLUMNS = {"id": "drop", "created": "created", "n_items": "images"}
 KINDS = ("png", "svg")
 SOURCES = (".py", ".html", ".css", ".js", ".csv")
 DRAWN_WITH = ("features.py", "images.py", "methods.py", "models/rollout.py", "scores.py")
@@ -69,12 +68,15 @@ class Findings:
 
     @classmethod
     def of(cls, data: ReportData) -> Findings:
-        """Summarise, compare and draw."""
-        summary, compared = tables.summarise(data.scores), compare(data.answers)
-        unflagged = _without_flagged(data.answers)
-        drawn, mapped = _plots(data, summary, compared), Map.of(data.points, data.classes) if data.points else None
+        """Summarise, compare and draw; the map is projected meanwhile, which takes a core of its own."""
+        with ThreadPoolExecutor(1, "map") as pool:
+            placed = pool.submit(places_of, data.points) if data.points else None
+            summary, compared = tables.summarise(data.scores), compare(data.answers)
+            unflagged, marks = _without_flagged(data.answers), near_best(data.answers, summary)
+            drawn = _plots(data, summary, compared)
+            mapped = Map.of(data.points, placed.result(), data.classes) if data.points and placed else None
         drawn += [mapped.plot] if mapped else []
-        return cls(summary, compared, unflagged, near_best(data.answers, summary), drawn, mapped)
+        return cls(summary, compared, unflagged, marks, drawn, mapped)
 
     @property
     def answer(self) -> list[str]:
@@ -210,19 +212,19 @@ def render(data: ReportData, findings: Findings, drawn: Mapping[str, bytes]) -> 
         map=findings.map,
         map_picture=next((uri for plot, uri in others if findings.map and plot is findings.map.plot), ""),
         methods=[(m, tables.description(m)) for m in dict.fromkeys(summary["method"])],
-        masks=tables.mask_table(data.ledger),
+        masks=region_tables.mask_table(data.ledger),
         failures=tables.plain(data.failures, FAILURE_COLUMNS, names=3) if len(data.failures) else None,
-        facts=_facts(data, tables.n_flagged(data.scores)),
-        drops=_drops(data.drops),
-        cards=[_card(card) for card in data.cards],
+        facts=about.facts(data, tables.n_flagged(data.scores)),
+        drops=about.drops(data.drops),
+        cards=[about.card(card) for card in data.cards],
         gallery=gallery_groups(data.gallery, data.classes),
-        attention=tables.attention_table(data.attention) if len(data.attention) else None,
+        attention=region_tables.attention_table(data.attention) if len(data.attention) else None,
         has_heats=any(item.heats for item in data.gallery),
         looked=LOOKED,
         composed=composed(data.gallery),
         most_pictures=MOST,
         shown_classes=shown_classes(data.gallery, data.classes),
-        outcomes=tables.outcome_table(data.outcomes) if len(data.outcomes) else None,
+        outcomes=region_tables.outcome_table(data.outcomes) if len(data.outcomes) else None,
         asked=_asked(data),
         unreadable=", ".join(f"{reason} {count}" for reason, count in data.unreadable.items()),
         n_unreadable=sum(data.unreadable.values()),
@@ -236,8 +238,8 @@ def twin(data: ReportData, findings: Findings) -> str:
     accuracy = [tables.headline(part, marks=findings.marks) for part in tables.by_kind(summary)]
     unflagged = [tables.headline(part, unflagged=True) for part in tables.by_kind(summary)]
     differences = [comparison_table(part) for part in tables.by_kind(compared)]
-    flagged, right = tables.n_flagged(data.scores), tables.outcome_table(data.outcomes)
-    looked = tables.attention_table(data.attention)
+    flagged, right = tables.n_flagged(data.scores), region_tables.outcome_table(data.outcomes)
+    looked = region_tables.attention_table(data.attention)
     sections = [
         Section("Test accuracy in percent", best, accuracy),
         *([Section(f"Without the {flagged} flagged test images", "", unflagged)] if flagged else []),
@@ -245,7 +247,7 @@ def twin(data: ReportData, findings: Findings) -> str:
         Section("All measures, on the largest training subset", "", [tables.other_measures(summary)]),
         *([Section("Who was right", _asked(data), [right])] if len(data.outcomes) else []),
         *([Section("Where the classifiers looked", LOOKED, [looked])] if len(data.attention) else []),
-        Section("Masks", "", [tables.mask_table(data.ledger)]),
+        Section("Masks", "", [region_tables.mask_table(data.ledger)]),
     ]
     return markdown(data, findings.answer, notes.warnings_of(data), sections)
 
@@ -259,38 +261,6 @@ def _without_flagged(answers: pd.DataFrame) -> pd.DataFrame:
     """The comparison on unflagged test images alone; empty where none is flagged or none is left."""
     clean = answers[~answers["flagged"].astype(bool)]
     return compare(clean if len(clean) < len(answers) else clean.iloc[:0])
-
-
-def _drops(drops: Sequence[Mapping[str, Any]]) -> tables.Table:
-    frame = pd.DataFrame(drops, columns=list(DROP_COLUMNS)).rename(columns=DROP_COLUMNS)
-    return tables.plain(frame, list(DROP_COLUMNS.values()), names=2)
-
-
-def _card(card: Mapping[str, Any]) -> dict[str, Any]:
-    values = [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in card.items()]
-    return {
-        "name": str(card.get("name", "unnamed")),
-        "note": notes.model_note(card),
-        "untrained": notes.is_untrained(card),
-        "entries": values,
-    }
-
-
-def _facts(data: ReportData, flagged: int) -> list[tuple[str, str]]:
-    """What the study is about, in the fewest words."""
-    low, high = int(data.scores["n_test"].min()), int(data.scores["n_test"].max())
-    tested = f"{high} images" if low == high else f"{low} to {high} images"
-    told = f"{flagged} of them flagged: they, or their patients, also occur in training" if flagged else "none flagged"
-    drops = ", ".join(f"{drop['id']} ({drop['n_items']} images, {drop['created']})" for drop in data.drops)
-    seeds = ", ".join(str(seed) for seed in sorted(data.scores["seed"].unique()))
-    models = [f"{card.get('name', 'unnamed')}{' (untrained)' * notes.is_untrained(card)}" for card in data.cards]
-    return [
-        ("Drops", drops),
-        ("Test set", f"{tested}, {told}"),
-        ("Training", f"up to {int(data.scores['n_train'].max())} images, seeds {seeds}"),
-        ("Models", ", ".join(models) or "none"),
-        ("Made", data.created),
-    ]
 
 
 def _replace(path: Path, data: bytes) -> None:

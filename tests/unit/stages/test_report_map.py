@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from stages.report.embedding_map import MapPoints, atlas, doubted, neighbourhood, outliers, project
-from stages.report.map_view import Map
+from stages.report.map_view import Map, places_of
 from tests.unit.stages.test_report import page
 
 EVIL = "</script><b>"
@@ -94,8 +94,12 @@ def test_atlas_holds_each_thumbnail_in_its_place(points: MapPoints) -> None:
     assert abs(int(sheet[12, 4 + 8 * 2]) - 42 * 4) < 6
 
 
+def mapped(points: MapPoints) -> Map | None:
+    return Map.of(points, places_of(points), ("a", "b"))
+
+
 def test_page_is_given_places_in_the_unit_square_and_nothing_that_ends_its_script(points: MapPoints) -> None:
-    shown = Map.of(replace(points, labels=[EVIL, *points.labels[1:]]), ("a", "b"))
+    shown = mapped(replace(points, labels=[EVIL, *points.labels[1:]]))
     assert shown is not None
     assert "<" not in shown.content
     content = json.loads(str(shown.content))
@@ -111,7 +115,7 @@ def test_three_images_make_a_map(points: MapPoints) -> None:
     few = {name: vectors[:3] for name, vectors in points.vectors.items()}
     small = replace(points, images=points.images[:3], labels=points.labels[:3], splits=points.splits[:3], vectors=few)
     small = replace(small, groups=points.groups[:3], thumbnails=points.thumbnails[:3])
-    shown = Map.of(small, ("a", "b"))
+    shown = mapped(small)
     assert shown is not None
     assert len(shown.outliers.rows) == 3
 
@@ -133,7 +137,7 @@ def test_few_different_vectors_have_places(vectors: list[list[float]]) -> None:
 
 
 def test_view_whose_vectors_are_equal_is_left_off_the_map_and_named(points: MapPoints) -> None:
-    shown = Map.of(replace(points, vectors={"binary": EQUAL, **points.vectors}), ("a", "b"))
+    shown = mapped(replace(points, vectors={"binary": EQUAL, **points.vectors}))
     assert shown is not None
     assert list(json.loads(str(shown.content))["views"]) == ["original", "masked"]
     assert "The view binary is not on the map: its vectors of all images are equal." in shown.plot.text
@@ -142,7 +146,7 @@ def test_view_whose_vectors_are_equal_is_left_off_the_map_and_named(points: MapP
 
 def test_page_without_a_view_that_differs_says_why_it_has_no_map(points: MapPoints) -> None:
     flat = replace(points, vectors={"binary": EQUAL})
-    assert Map.of(flat, ("a", "b")) is None
+    assert mapped(flat) is None
     assert "There is no map: the encoder gives all 60 images equal vectors (binary)." in page(points=flat)
 
 
