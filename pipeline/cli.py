@@ -161,7 +161,7 @@ def report(
         typer.Option(
             "--compare",
             metavar="RUN_A RUN_B",
-            help="Instead: what changed between two runs or reports, and is it noise; also: previous latest.",
+            help="Instead: what changed between two runs or reports, and is it chance; also: previous latest.",
         ),
     ] = None,
 ) -> None:

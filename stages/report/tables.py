@@ -102,7 +102,7 @@ class Entry(NamedTuple):
     text: str
     note: str = ""
     mark: str = ""
-    """`best`, `near` (not significantly worse), `changed` (by more than noise), or nothing."""
+    """`best`, `near` (not significantly worse), `changed` (by more than chance explains), or nothing."""
 
 
 @dataclass(frozen=True, slots=True)
