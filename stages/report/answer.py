@@ -61,14 +61,14 @@ def _rows(compared: pd.DataFrame, mask: str, method: str) -> pd.DataFrame:
 
 
 def _sentence(row: Mapping[Hashable, Any], mask: str, method: str) -> str:
-    whose = "which also fuses class texts, " if method == FOCUS else ""
-    return f"With {_of(str(row['training']))} {method} (mask {mask}), {whose}{_numbers(row, method)}."
+    whose = ", which also fuses class texts," if method == FOCUS else ""
+    return f"With {_of(str(row['training']))} {method} (mask {mask}){whose} {_numbers(row, method)}."
 
 
 def _numbers(row: Mapping[Hashable, Any], method: str) -> str:
     points = 100 * row["difference"]
     told = f"{abs(points):.1f} points {'more' if points > 0 else 'fewer'}" if abs(points) >= 0.05 else "no difference"
-    p = f"p {row['p_holm']:.3f}" if row["p_holm"] >= 0.001 else "p < 0.001"
+    p = f"corrected p {row['p_holm']:.3f}" if row["p_holm"] >= 0.001 else "corrected p < 0.001"
     other = "a probe on the unmasked image" if method == FOCUS else "the same probe on the unmasked image"
     interval = f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
     return (

@@ -45,7 +45,8 @@ def _picture(item: GalleryItem) -> dict[str, Any]:
     if item.image is not None:
         drawn = [("image", item.image)]
         if item.proposals is not None:
-            drawn.append((f"{len(item.proposals)} proposals", figures.proposed(item.image, item.proposals)))
+            n = len(item.proposals)
+            drawn.append((f"{n} proposal{'s' * (n != 1)}", figures.proposed(item.image, item.proposals)))
         panels = [*drawn, ("outline of the mask", figures.outlined(item.image, item.mask)), *panels]
         for heat in item.heats:
             panels.append((f"where {heat.method} looked", figures.heated(item.image, heat.values)))

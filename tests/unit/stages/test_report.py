@@ -553,7 +553,7 @@ def test_answer_names_both_accuracies_and_whether_it_is_chance() -> None:
 def test_question_is_asked_of_the_same_features_under_the_mask_first() -> None:
     masked = pd.DataFrame([fit("union", "masked", f, s, 14) for f in (0.1, 1.0) for s in (0, 1, 2)])
     told = answer(pd.concat([study(), masked], ignore_index=True))
-    assert "masked (mask union), answers 70.0 % of 20 test images right, the same probe on the unmasked" in told[0]
+    assert "masked (mask union) answers 70.0 % of 20 test images right, the same probe on the unmasked" in told[0]
     assert told[-1].startswith("With all training images medfocus (mask union), which also fuses class texts, ")
 
 
