@@ -19,6 +19,7 @@ from stages.report.change_text import (
     named,
 )
 from stages.report.changes import Changes
+from stages.report.csv_files import csv_text
 from stages.report.markdown import Section, plain, sections_of
 from stages.report.page import PAGE, look, template_of
 
@@ -101,7 +102,7 @@ def write_comparison(comparison: Comparison, out: Path) -> Path:
         If the disk is full, read-only or forbidden.
     """
     make_private(out)
-    write_atomic(out / TABLE, comparison.changes.table.to_csv(index=False, lineterminator="\n"))
+    write_atomic(out / TABLE, csv_text(comparison.changes.table))
     write_atomic(out / TWIN, twin(comparison))
     write_atomic(out / PAGE, render(comparison))
     # Last: an older page must not pass for one that heeds what was withdrawn since.
