@@ -123,7 +123,7 @@ def test_page_of_another_layout_is_another_report(
     shown: tuple[Workspace, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study, page = shown
-    monkeypatch.setattr("pipeline.results.layout_digest", lambda: "0" * 64)
+    monkeypatch.setattr("pipeline.results.layout_digest", lambda _sources: "0" * 64)
     assert folder_of(study) != page.parent
 
 
