@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import chain
 from statistics import fmean
 from typing import TYPE_CHECKING, Final
 
@@ -104,7 +105,10 @@ class _Taking:
         rows = self._workspace.chunk_rows(chunk)
         masks = self._masks(chunk, [rows[i] for i in at if rows[i].row in scored])
         try:
-            for found in self._looker.maps(self._heads, chunk, at):
+            shown = [i for i in at if rows[i].row in wanted]
+            compared = self._looker.maps([head for head in self._heads if not _sees_supplied(head)], chunk, at)
+            drawn = self._looker.maps([head for head in self._heads if _sees_supplied(head)], chunk, shown)
+            for found in chain(compared, drawn):
                 place = (found.drop, found.row)
                 if found.predicted != self._told[found.policy, found.method].get(place):
                     self._looker.failed[OTHERWISE].add(place)
@@ -157,6 +161,11 @@ def _heads(workspace: Workspace, committed: Committed) -> tuple[list[AttendedHea
         except PREVENTS as error:
             left_out.append(f"There are no maps of {node.key}/{cell.unit}: {_said(error)}.")
     return heads, tuple(left_out)
+
+
+def _sees_supplied(head: AttendedHead) -> bool:
+    """Whether a head is shown the supplied masks, so that its maps are drawn and not compared with them."""
+    return head.node.policy == SUPPLIED and sees_masks(head.cell.method)
 
 
 def _model(workspace: Workspace) -> ClipModel:
