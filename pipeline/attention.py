@@ -11,19 +11,17 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from manifests.errors import DamagedError, PipelineError, ReadError, WeightsError
+from manifests.errors import DamagedError, PipelineError, WeightsError
 from manifests.readers import REASONS
 from manifests.types import Chunk, ImageRow, Split
 from pipeline.attention_heads import AttendedHead, attended_cells, load_attended
 from pipeline.attention_maps import AttentionMap, Looker
 from pipeline.committed import Committed
 from pipeline.gpus import device_here
-from pipeline.mask_facts import SUPPLIED
+from pipeline.supplied_masks import SUPPLIED, SuppliedMasks
 from pipeline.workspace import Workspace
 from stages.attention.pointing import Pointing, pointing
-from stages.images import Placement, letterbox
 from stages.methods import sees_masks
 from stages.report.data import ATTENTION_COLUMNS
 
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
 
 PREVENTS: Final = (PipelineError, ValueError, RuntimeError, OSError, ImportError)
 """What can go wrong while a model is loaded and asked; no report fails for it."""
-EMPTY: Final = "its mask is empty"
 OTHERWISE: Final = "asked again, the head answers other than what is committed"
 
 Group = tuple[str, str, str]
@@ -54,7 +51,7 @@ class Attention:
 
 
 def take_attention(
-    workspace: Workspace, committed: Committed, wanted: Mapping[str, Set[int]], most: int = 200
+    workspace: Workspace, committed: Committed, wanted: Mapping[str, Set[int]], supplied: SuppliedMasks
 ) -> Attention:
     """Look again at some test images with the heads that a study has committed; nothing of the study is written.
 
@@ -69,8 +66,8 @@ def take_attention(
         What `look_up` found.
     wanted : Mapping[str, Set[int]]
         Rows of test images whose maps are returned, by drop.
-    most : int
-        Test images with a supplied mask that are compared with it, in the order of their digests.
+    supplied : SuppliedMasks
+        What maps are compared with.
 
     Returns
     -------
@@ -81,29 +78,25 @@ def take_attention(
     if not heads:
         return Attention((), _score_table({}), left_out)
     try:
-        taking = _Taking(workspace, Looker(workspace, _model(workspace)), heads)
+        taking = _Taking(Looker(workspace, _model(workspace)), heads, supplied)
     except PREVENTS as error:
         return Attention((), _score_table({}), (*left_out, f"There are no maps: {_said(error)}."))
-    scored = _with_mask(workspace, most)
-    for chunk, at in _places(workspace, wanted, scored):
-        taking.take(chunk, at, wanted.get(chunk.drop, set()), scored[chunk.drop])
+    for chunk, rows, at in _places(workspace, wanted, supplied):
+        taking.take(chunk, rows, at, wanted.get(chunk.drop, set()))
     return Attention(tuple(taking.maps), _score_table(taking.pointed), (*left_out, *taking.left_out()))
 
 
 class _Taking:
     """What has been collected so far, a chunk at a time."""
 
-    def __init__(self, workspace: Workspace, looker: Looker, heads: Sequence[AttendedHead]) -> None:
+    def __init__(self, looker: Looker, heads: Sequence[AttendedHead], supplied: SuppliedMasks) -> None:
         self.maps: list[AttentionMap] = []
         self.pointed: dict[Group, list[Pointing]] = defaultdict(list)
-        self._workspace, self._looker, self._heads = workspace, looker, heads
+        self._looker, self._heads, self._supplied = looker, heads, supplied
         self._told = {(head.node.policy, head.cell.method): head.told for head in heads}
-        self._unusable: dict[str, set[tuple[str, int]]] = defaultdict(set)
 
-    def take(self, chunk: Chunk, at: Sequence[int], wanted: Set[int], scored: Set[int]) -> None:
-        """Maps of some images of a chunk, and how those that are scored point."""
-        rows = self._workspace.chunk_rows(chunk)
-        masks = self._masks(chunk, [rows[i] for i in at if rows[i].row in scored])
+    def take(self, chunk: Chunk, rows: Sequence[ImageRow], at: Sequence[int], wanted: Set[int]) -> None:
+        """Maps of some images of a chunk, and how those with a supplied mask point."""
         try:
             shown = [i for i in at if rows[i].row in wanted]
             compared = self._looker.maps([head for head in self._heads if not _sees_supplied(head)], chunk, at)
@@ -116,34 +109,17 @@ class _Taking:
                 if found.row in wanted:
                     self.maps.append(found)
                 policy = found.policy if sees_masks(found.method) else ""
-                if found.row in masks and policy != SUPPLIED:
-                    group = (policy, found.method, found.kind)
-                    self.pointed[group].append(pointing(found.heat, found.box, *masks[found.row]))
+                if (one := self._supplied.found.get(place)) and policy != SUPPLIED:
+                    self.pointed[policy, found.method, found.kind].append(pointing(found.heat, found.box, *one))
         except PREVENTS as error:
             self._looker.failed[_said(error)].update((chunk.drop, rows[i].row) for i in at)
-
-    def _masks(self, chunk: Chunk, rows: Sequence[ImageRow]) -> dict[int, tuple[NDArray[np.bool_], Placement]]:
-        """Supplied masks on the canvas, and where the image lies in it, by row."""
-        source, side = self._workspace.image_source(chunk.drop), self._workspace.config.embeddings.canvas_px
-        found: dict[int, tuple[NDArray[np.bool_], Placement]] = {}
-        for row in rows:
-            try:
-                mask, placement = letterbox(source.read_mask(row), side)
-            except ReadError as error:
-                self._unusable[error.reason].add((chunk.drop, row.row))
-                continue
-            if mask.any():
-                found[row.row] = mask, placement
-            else:
-                self._unusable[EMPTY].add((chunk.drop, row.row))
-        return found
 
     def left_out(self) -> list[str]:
         """Sentences that count the images without maps and the masks that were not used, by reason."""
         sentences = []
         for what, failed in (
             ("without a map", self._looker.failed),
-            ("not compared with a supplied mask", self._unusable),
+            ("not compared with a supplied mask", self._supplied.unusable),
         ):
             for reason, images in sorted(failed.items()):
                 meaning = f"{REASONS[reason]} ({reason})" if reason in REASONS else reason
@@ -180,27 +156,17 @@ def _said(error: BaseException) -> str:
     return error.what.rstrip(".") if isinstance(error, WeightsError | DamagedError) else type(error).__name__
 
 
-def _with_mask(workspace: Workspace, most: int) -> dict[str, set[int]]:
-    """Rows of the first test images that have a supplied mask, by drop."""
-    known = [(drop.drop_id, row) for drop in workspace.drops for row in workspace.rows(drop.drop_id)]
-    test = [(row.sha256, row.frame, drop, row.row) for drop, row in known if row.split == Split.TEST and row.mask_path]
-    found: dict[str, set[int]] = {drop.drop_id: set() for drop in workspace.drops}
-    for _, _, drop, number in sorted(test)[:most]:
-        found[drop].add(number)
-    return found
-
-
 def _places(
-    workspace: Workspace, wanted: Mapping[str, Set[int]], scored: Mapping[str, Set[int]]
-) -> Iterator[tuple[Chunk, list[int]]]:
-    """Chunks with a test image that is wanted or scored, and where in them these are."""
+    workspace: Workspace, wanted: Mapping[str, Set[int]], supplied: SuppliedMasks
+) -> Iterator[tuple[Chunk, Sequence[ImageRow], list[int]]]:
+    """Chunks with a test image that is wanted or has a supplied mask, their rows, and where in them these are."""
     for drop in workspace.drops:
-        asked = wanted.get(drop.drop_id, set()) | scored[drop.drop_id]
+        asked = wanted.get(drop.drop_id, set()) | {row for key, row in supplied.found if key == drop.drop_id}
         for chunk in drop.chunks():
             rows = workspace.chunk_rows(chunk)
             at = [i for i, row in enumerate(rows) if row.row in asked and row.split == Split.TEST]
             if at:
-                yield chunk, at
+                yield chunk, rows, at
 
 
 def _score_table(pointed: Mapping[Group, Sequence[Pointing]]) -> pd.DataFrame:

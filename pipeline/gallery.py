@@ -20,6 +20,7 @@ from pipeline.attention import Attention, take_attention
 from pipeline.attention_maps import AttentionMap
 from pipeline.committed import Committed, Told, predictions
 from pipeline.graph import Node
+from pipeline.supplied_masks import SuppliedMasks
 from pipeline.workspace import Workspace
 from stages.attention.pointing import upsample
 from stages.images import Placement, letterbox
@@ -51,7 +52,9 @@ class Pictures:
     """Where heads looked."""
 
 
-def take_pictures(workspace: Workspace, nodes: Sequence[Node], committed: Committed, facts: pd.DataFrame) -> Pictures:
+def take_pictures(
+    workspace: Workspace, nodes: Sequence[Node], committed: Committed, facts: pd.DataFrame, supplied: SuppliedMasks
+) -> Pictures:
     """A few test images of every class, policy and outcome, with what the largest probes said of them.
 
     Parameters
@@ -64,6 +67,8 @@ def take_pictures(workspace: Workspace, nodes: Sequence[Node], committed: Commit
         Where predictions are.
     facts : DataFrame
         What `mask_facts` says of them.
+    supplied : SuppliedMasks
+        What maps are compared with.
 
     Returns
     -------
@@ -83,7 +88,7 @@ def take_pictures(workspace: Workspace, nodes: Sequence[Node], committed: Commit
     }
     most = max(1, min(MOST_PER_OUTCOME, MOST // max(1, len(nodes) * len(workspace.classes) * len(OUTCOMES))))
     picked = within({policy: pick(test, most) for policy, test in tests.items()}, MOST)
-    attention = take_attention(workspace, committed, _places(picked.values()))
+    attention = take_attention(workspace, committed, _places(picked.values()), supplied)
     heats = _Heats(attention.maps, workspace.config.embeddings.canvas_px)
     for node in nodes:
         told = of_policies[node.policy]

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from manifests.commits import read_rows
-from manifests.errors import ReadError
 from manifests.store import StageStore
 from manifests.types import Chunk, ImageRow, Split, Status
 from pipeline.committed import Committed
 from pipeline.graph import Node
+from pipeline.supplied_masks import SUPPLIED, SuppliedMasks
 from pipeline.workspace import Workspace
-from stages.images import letterbox
 from stages.report.data import LEDGER_COLUMNS
-
-MOST_COMPARED: Final = 200
-"""Test images whose masks are compared with supplied ones: the first in the order of their digests."""
-SUPPLIED: Final = "supplied"
-"""The policy whose masks are the supplied ones: nothing of it is compared with them."""
-Key = tuple[str, int]
-"""Drop and row of an image."""
 
 
 def mask_nodes(workspace: Workspace, committed: Committed) -> list[Node]:
@@ -32,19 +24,27 @@ def mask_nodes(workspace: Workspace, committed: Committed) -> list[Node]:
     return [workspace.nodes[key] for key in committed.chunks if workspace.nodes[key].stage == "masks"]
 
 
-def mask_facts(workspace: Workspace, committed: Committed) -> pd.DataFrame:
+def mask_facts(workspace: Workspace, committed: Committed, supplied: SuppliedMasks) -> pd.DataFrame:
     """One row an image and mask policy, images that were withdrawn left out.
+
+    Parameters
+    ----------
+    workspace : Workspace
+        Data set and configuration.
+    committed : Committed
+        What `look_up` found.
+    supplied : SuppliedMasks
+        What masks are compared with.
 
     Returns
     -------
     DataFrame
         `mask`, `drop`, `row`, `image`, `split`, `class`, `status`, `area` (share of the image), `score`, and `iou`
-        with the supplied mask, of `MOST_COMPARED` test images at most; the last three NaN where there is none.
+        with the supplied mask; the last three NaN where there is none.
     """
-    supplied = _supplied(workspace)
     rows: list[dict[str, Any]] = []
     for node in mask_nodes(workspace, committed):
-        compared = {} if node.policy == SUPPLIED else supplied
+        compared = {} if node.policy == SUPPLIED else supplied.found
         for store, chunk, wanted in _chunks(workspace, node):
             names = ("status", "area_fraction", "score")
             keys = {(chunk.drop, row.row) for row in wanted}
@@ -66,7 +66,7 @@ def mask_facts(workspace: Workspace, committed: Committed) -> pd.DataFrame:
                         "status": status.name.lower(),
                         "area": float(arrays["area_fraction"][position]) if usable else np.nan,
                         "score": float(arrays["score"][position]) if usable else np.nan,
-                        "iou": np.nan if own is None else iou(arrays["mask"][position], own),
+                        "iou": np.nan if own is None else iou(arrays["mask"][position], own.mask),
                     }
                 )
     columns = ["mask", "drop", "row", "image", "split", "class", "status", "area", "score", "iou"]
@@ -84,25 +84,6 @@ def _chunks(workspace: Workspace, node: Node) -> Iterator[tuple[StageStore, Chun
         store = StageStore.load(workspace.root(node, drop.drop_id))
         for chunk in drop.chunks():
             yield store, chunk, list(workspace.chunk_rows(chunk))
-
-
-def _supplied(workspace: Workspace) -> Mapping[Key, NDArray[np.bool_]]:
-    """Supplied masks on the canvas by place of their image; empty ones and those that cannot be read left out."""
-    with_mask = [
-        (drop.drop_id, row)
-        for drop in workspace.drops
-        for row in workspace.rows(drop.drop_id)
-        if row.split == Split.TEST and row.mask_path and row.image_id not in workspace.withdrawn
-    ]
-    found: dict[Key, NDArray[np.bool_]] = {}
-    for drop_id, row in sorted(with_mask, key=lambda item: (item[1].sha256, item[1].frame, item[0]))[:MOST_COMPARED]:
-        try:
-            mask, _ = letterbox(workspace.image_source(drop_id).read_mask(row), workspace.config.embeddings.canvas_px)
-        except ReadError:
-            continue
-        if mask.any():
-            found[drop_id, row.row] = mask
-    return found
 
 
 def mask_ledger(workspace: Workspace, facts: pd.DataFrame) -> pd.DataFrame:

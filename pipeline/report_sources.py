@@ -6,7 +6,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Final
 
-NAMES: Final = ("answers", "committed", "gallery", "lineage", "map_points", "mask_facts", "results")
+NAMES: Final = ("answers", "committed", "gallery", "lineage", "map_points", "mask_facts", "results", "supplied_masks")
 """Modules that gather it; those whose name begins with `attention` are more of them."""
 
 

@@ -26,6 +26,7 @@ from pipeline.lineage import lineage
 from pipeline.map_points import take_points
 from pipeline.mask_facts import mask_facts, mask_ledger, mask_nodes
 from pipeline.report_sources import report_sources
+from pipeline.supplied_masks import take_supplied
 from pipeline.workspace import Workspace
 from stages.methods import sees_masks
 from stages.models.registry import UNTRAINED
@@ -216,8 +217,9 @@ def report_data(workspace: Workspace) -> ReportData:
     """
     committed = look_up(workspace)
     scores = score_table(workspace, committed)
-    facts = mask_facts(workspace, committed)
-    pictures = take_pictures(workspace, mask_nodes(workspace, committed), committed, facts)
+    supplied = take_supplied(workspace)
+    facts = mask_facts(workspace, committed, supplied)
+    pictures = take_pictures(workspace, mask_nodes(workspace, committed), committed, facts, supplied)
     command = report_command(workspace)
     return ReportData(
         dataset=workspace.paths.name,

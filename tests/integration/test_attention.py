@@ -23,6 +23,7 @@ from pipeline.committed import Committed, answers_of, largest, look_up, plain_na
 from pipeline.config import load_config
 from pipeline.graph import Node
 from pipeline.runner import Runner, RunOptions
+from pipeline.supplied_masks import take_supplied
 from pipeline.workspace import Workspace
 from stages.attention.pointing import pointing
 from stages.images import letterbox
@@ -49,9 +50,9 @@ def rows_of_test(workspace: Workspace) -> dict[str, set[int]]:
     return {d.drop_id: {r.row for r in workspace.rows(d.drop_id) if r.split is Split.TEST} for d in workspace.drops}
 
 
-def look(workspace: Workspace, **more: Any) -> tuple[Attention, Committed]:
+def look(workspace: Workspace) -> tuple[Attention, Committed]:
     committed = look_up(workspace)
-    return take_attention(workspace, committed, rows_of_test(workspace), **more), committed
+    return take_attention(workspace, committed, rows_of_test(workspace), take_supplied(workspace)), committed
 
 
 def assert_as_committed(workspace: Workspace, committed: Committed, attention: Attention) -> None:
@@ -154,7 +155,7 @@ def test_looking_writes_nothing_and_asks_the_model_once_for_the_original(
 
 
 def test_only_the_first_images_by_digest_are_scored(study: Workspace) -> None:
-    attention = take_attention(study, look_up(study), {}, most=2)
+    attention = take_attention(study, look_up(study), {}, take_supplied(study, most=2))
     assert attention.maps == ()
     assert (attention.scores["n"] == 2).all()
 

@@ -11,11 +11,12 @@ import pytest
 from PIL import Image
 
 from manifests.types import Split
-from pipeline import gallery, mask_facts
+from pipeline import gallery
 from pipeline.attention_heads import _masked, attended_cells
 from pipeline.committed import Told, look_up, predictions
 from pipeline.gallery import _right, take_pictures
-from pipeline.mask_facts import mask_nodes
+from pipeline.mask_facts import mask_facts, mask_nodes
+from pipeline.supplied_masks import EMPTY, take_supplied
 from pipeline.workspace import Workspace
 from stages.methods import ASKED
 from tests.integration.pipelines import copy_source
@@ -39,9 +40,9 @@ def study(tmp_path_factory: pytest.TempPathFactory, phantom_folder: Path) -> Wor
 
 
 def pictures(study: Workspace) -> gallery.Pictures:
-    committed = look_up(study)
-    facts = mask_facts.mask_facts(study, committed)
-    return take_pictures(study, mask_nodes(study, committed), committed, facts)
+    committed, supplied = look_up(study), take_supplied(study)
+    facts = mask_facts(study, committed, supplied)
+    return take_pictures(study, mask_nodes(study, committed), committed, facts, supplied)
 
 
 def by_path(study: Workspace) -> list[str]:
@@ -142,18 +143,15 @@ def test_gallery_of_many_classes_keeps_its_bound(study: Workspace, monkeypatch: 
 
 
 def test_facts_are_those_of_the_stores(study: Workspace) -> None:
-    facts = mask_facts.mask_facts(study, look_up(study))
+    facts = mask_facts(study, look_up(study), take_supplied(study))
     assert facts.groupby("mask").size().to_dict() == {"supplied": 18, "none": 18}
     assert facts[facts["mask"] == "supplied"]["area"].between(0.01, 0.5).all()
     assert facts[facts["mask"] == "supplied"]["iou"].isna().all()
     assert set(facts["split"]) == {"train", "test"}
 
 
-def test_masks_are_compared_with_the_supplied_ones_of_some_test_images(
-    study: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(mask_facts, "MOST_COMPARED", 4)
-    facts = mask_facts.mask_facts(study, look_up(study))
+def test_masks_are_compared_with_the_supplied_ones_of_some_test_images(study: Workspace) -> None:
+    facts = mask_facts(study, look_up(study), take_supplied(study, most=4))
     whole = facts[(facts["mask"] == "none") & (facts["status"] == "ok")]
     compared = whole[whole["iou"].notna()]
     own = facts[facts["mask"] == "supplied"].set_index("image")
@@ -165,9 +163,9 @@ def test_masks_are_compared_with_the_supplied_ones_of_some_test_images(
 
 def test_empty_supplied_mask_is_not_compared_with(tmp_path: Path, phantom_folder: Path) -> None:
     source = copy_source(phantom_folder, tmp_path / "source")
-    study = ingested(tmp_path, source)
-    for row in study.rows("drop-001"):
-        if row.mask_path:
-            with Image.open(source / row.mask_path) as mask:
-                Image.new("L", mask.size).save(source / row.mask_path)
-    assert mask_facts._supplied(study) == {}
+    for path in (source / "masks").rglob("*.png"):
+        with Image.open(path) as mask:
+            Image.new("L", mask.size).save(path)
+    supplied = take_supplied(ingested(tmp_path, source))
+    assert supplied.found == {}
+    assert {reason: len(images) for reason, images in supplied.unusable.items()} == {EMPTY: 6}
