@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from stages.report.answered import Answered, Fits
 from stages.report.tables import UNDEFINED, Entry, Table, amounts, place
 
 REFERENCE: Final = "original"
@@ -22,7 +23,7 @@ NOTHING: Final = 1e-9
 """What float arithmetic leaves of a difference that is none."""
 
 
-def compare(answers: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
+def compare(answers: pd.DataFrame, reference: str = REFERENCE, draws: Draws | None = None) -> pd.DataFrame:
     """Compare every method with a reference at every amount of training data, on the test images that both answered.
 
     The difference is that of the accuracies, each the mean over the seeds that both have. Its interval is a percentile
@@ -38,6 +39,8 @@ def compare(answers: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
         A row for each test image of each cell with `ANSWER_COLUMNS`; `correct` is bool.
     reference : str
         Method that needs no mask; where it is missing, nothing is compared.
+    draws : Draws, optional
+        To share with other comparisons.
 
     Returns
     -------
@@ -45,14 +48,11 @@ def compare(answers: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
         A row for each (mask, method, training) but the reference's: `n` images, `seeds`, `accuracy`, that of the
         `reference`, their `difference`, `low`, `high` (95 %), `p` and `p_holm`; shares, not percent.
     """
-    rows = []
-    numbered, draws = _numbered(answers), Draws()
-    for training, cells in numbered.groupby("training"):
-        baseline = cells[cells["method"] == reference]
-        for (mask, method), own in cells[cells["method"] != reference].groupby(["mask", "method"]):
-            found = _compared(own, baseline, draws)
-            if found is not None:
-                rows.append({"mask": mask, "method": method, "training": training, **found})
+    answered, draws, rows = Answered.of(answers), draws or Draws(), []
+    baselines = {training: fits for (_, method, training), fits in answered.fits.items() if method == reference}
+    for (mask, method, training), fits in answered.fits.items():
+        if method != reference and (found := _compared(answered, fits, baselines.get(training, {}), draws)):
+            rows.append({"mask": mask, "method": method, "training": training, **found})
     return with_holm(pd.DataFrame(rows, columns=["mask", "method", "training", *PAIRED]))
 
 
@@ -62,18 +62,30 @@ class Drawn:
 
     groups: NDArray[np.int64]
     """Number of each image's group, from 0, (n,)."""
-    weights: NDArray[np.float64]
-    """How often each image is drawn in each bootstrap resample of groups, (RESAMPLES, n)."""
+    times: NDArray[np.float32]
+    """How often each group is drawn in each bootstrap resample, (RESAMPLES, groups)."""
+    images: NDArray[np.float32]
+    """Images in each resample, (RESAMPLES,)."""
     signs: NDArray[np.float32]
     """1 or -1 for each group in each permutation, (RESAMPLES, groups)."""
+
+    @classmethod
+    def of(cls, groups: NDArray[np.int64]) -> Drawn:
+        """Draw for images of these groups, the same for the same groups."""
+        sizes, random = np.bincount(groups).astype(np.float32), np.random.default_rng(0)
+        n = len(sizes)
+        times = np.empty((RESAMPLES, n), np.float32)
+        for row in times:
+            row[:] = np.bincount(random.integers(n, size=n), minlength=n)
+        signs = random.integers(2, size=(RESAMPLES, n), dtype=np.int8).astype(np.float32) * 2 - 1
+        return cls(groups, times, times @ sizes, signs)
 
 
 class Draws:
     """Draws for images of given groups; kept for as long as the groups stay the same."""
 
     def __init__(self) -> None:
-        self._groups: bytes | None = None
-        self._drawn = Drawn(np.empty(0, np.int64), np.empty((0, 0)), np.empty((0, 0), np.float32))
+        self._last: tuple[bytes, Drawn] | None = None
 
     def of(self, groups: NDArray[np.int64]) -> Drawn:
         """Draws for these groups, the same for the same groups.
@@ -83,9 +95,10 @@ class Draws:
         groups : ndarray of int64, (n,)
             Number of each image's group, from 0.
         """
-        if groups.tobytes() != self._groups:  # what is compared nearly always shares its test images
-            self._groups, self._drawn = groups.tobytes(), _draw(groups)
-        return self._drawn
+        key = groups.tobytes()  # what is compared nearly always shares its test images
+        if self._last is None or self._last[0] != key:
+            self._last = key, Drawn.of(groups)
+        return self._last[1]
 
 
 def paired(
@@ -109,16 +122,16 @@ def paired(
     if not seeds:
         return None
     mine, other = (np.mean([found[seed] for seed in seeds], axis=0) for found in (ours, theirs))
-    low, high = np.quantile(_weighted(drawn.weights, mine - other), (LEVEL / 2, 1 - LEVEL / 2))
+    sums = np.bincount(drawn.groups, mine - other).astype(np.float64)
+    low, high = np.quantile(drawn.times @ sums.astype(np.float32) / drawn.images, (LEVEL / 2, 1 - LEVEL / 2))
     means = np.mean(mine), np.mean(other), np.mean(mine - other)
-    numbers = (len(mine), len(seeds), *means, low, high, _p_value(mine - other, drawn))
+    numbers = (len(mine), len(seeds), *means, low, high, _p_value(sums, drawn))
     kinds = (int, int, *[float] * 6)
     return {name: kind(number) for name, kind, number in zip(PAIRED, kinds, numbers, strict=True)}
 
 
-def _p_value(differences: NDArray[np.float64], drawn: Drawn) -> float:
-    """Two-sided p of the sum of the images' differences when each group's sum might as well have the other sign."""
-    sums = np.bincount(drawn.groups, differences)
+def _p_value(sums: NDArray[np.float64], drawn: Drawn) -> float:
+    """Two-sided p of the sum of the groups' differences when each might as well have the other sign."""
     sizes = np.abs(sums[np.abs(sums) > NOTHING])
     if not len(sizes):
         return 1.0
@@ -142,7 +155,9 @@ def with_holm(compared: pd.DataFrame) -> pd.DataFrame:
     return compared.assign(p_holm=corrected)
 
 
-def near_best(answers: pd.DataFrame, summary: pd.DataFrame) -> dict[tuple[str, str, str], str]:
+def near_best(
+    answers: pd.DataFrame, summary: pd.DataFrame, draws: Draws | None = None
+) -> dict[tuple[str, str, str], str]:
     """Which results are the best at their amount of training data, and which are not significantly worse.
 
     Each method is compared with the best as `compare` does, corrected by Holm's method within the amount.
@@ -153,18 +168,17 @@ def near_best(answers: pd.DataFrame, summary: pd.DataFrame) -> dict[tuple[str, s
         `best` or `near` by mask, method and training; what is worse, or shares no test image or seed, is left out.
     """
     marks: dict[tuple[str, str, str], str] = {}
-    draws = Draws()
-    for training, cells in _numbered(answers).groupby("training"):
-        rows = summary[summary["training"] == training]
-        means = dict(zip(zip(rows["mask"], rows["method"], strict=True), rows["accuracy_mean"], strict=True))
-        best = max(means, key=lambda pair: (means[pair], pair))
-        marks[(*best, str(training))] = "best"
-        own = {pair: cells[(cells["mask"] == pair[0]) & (cells["method"] == pair[1])] for pair in means}
-        found = {pair: _compared(own[pair], own[best], draws) for pair in means if pair != best}
-        told = pd.DataFrame([{"pair": pair, **row} for pair, row in found.items() if row], columns=["pair", *PAIRED])
+    answered, draws = Answered.of(answers), draws or Draws()
+    for training, rows in summary.groupby("training"):
+        keys = [(mask, method, str(training)) for mask, method in zip(rows["mask"], rows["method"], strict=True)]
+        means = dict(zip(keys, rows["accuracy_mean"], strict=True))
+        best = max(means, key=lambda key: (means[key], key))
+        marks[best] = "best"
+        own = {key: answered.fits.get(key, {}) for key in means}
+        found = {key: _compared(answered, own[key], own[best], draws) for key in means if key != best}
+        told = pd.DataFrame([{"key": key, **row} for key, row in found.items() if row], columns=["key", *PAIRED])
         corrected = with_holm(told)
-        near = corrected[corrected["p_holm"] >= LEVEL]["pair"]
-        marks |= {(*pair, str(training)): "near" for pair in near}
+        marks |= dict.fromkeys(corrected[corrected["p_holm"] >= LEVEL]["key"], "near")
     return marks
 
 
@@ -189,42 +203,10 @@ def _entry(row: Mapping[Hashable, Any]) -> Entry:
     return Entry(text, f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}\n{p}")
 
 
-def _compared(own: pd.DataFrame, other: pd.DataFrame, draws: Draws) -> dict[str, float] | None:
-    """Compare the cells of two methods on the images and seeds that both have; None if there is none of either."""
-    if own.empty or other.empty:
+def _compared(answered: Answered, ours: Fits, theirs: Fits, draws: Draws) -> dict[str, float] | None:
+    """Compare two methods on the images and seeds that both have; None if there is none of either."""
+    both = answered.both(ours, theirs)
+    if both is None:
         return None
-    first = other[other["seed"] == other["seed"].min()]
-    common = first[first["image"].isin(own.loc[own["seed"] == own["seed"].min(), "image"])]
-    if common.empty:
-        return None
-    images, groups = pd.Index(common["image"]), pd.factorize(common["group"])[0].astype(np.int64)
-    return paired(_by_image(own, images), _by_image(other, images), draws.of(groups))
-
-
-def _by_image(cells: pd.DataFrame, images: pd.Index) -> dict[int, NDArray[np.float64]]:
-    """Whether each image was right, 0 or 1, by seed; seeds that lack one of the images are left out."""
-    found = {}
-    for seed in cells["seed"].unique().tolist():
-        right = cells[cells["seed"] == seed].set_index("image")["correct"]
-        if images.isin(right.index).all():
-            found[seed] = right.loc[images].to_numpy(np.float64)
-    return found
-
-
-def _numbered(answers: pd.DataFrame) -> pd.DataFrame:
-    """Answers with numbers for the names of images, which are looked up many times."""
-    return answers.assign(image=pd.factorize(answers["image"])[0])
-
-
-def _draw(groups: NDArray[np.int64]) -> Drawn:
-    n_groups = int(groups.max()) + 1
-    random = np.random.default_rng(0)
-    drawn = random.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=RESAMPLES)
-    signs = random.integers(2, size=(RESAMPLES, n_groups), dtype=np.int8).astype(np.float32) * 2 - 1
-    return Drawn(groups, drawn[:, groups].astype(np.float64), signs)
-
-
-def _weighted(weights: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean of the values in each resample, (RESAMPLES,)."""
-    means: NDArray[np.float64] = weights @ values / weights.sum(axis=1)
-    return means
+    mine, other, groups = both
+    return paired(mine, other, draws.of(groups))

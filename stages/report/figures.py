@@ -111,13 +111,17 @@ def _scale(axes: Axes, points: pd.DataFrame) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def figure_bytes(figure: Figure, kind: str) -> bytes:
-    """A figure as `png` (150 dots an inch) or `svg`, the same bytes for the same figure."""
-    out = io.BytesIO()
-    metadata = {"Date": None} if kind == "svg" else {"Software": None}
-    with rc_context({"svg.hashsalt": "report"}):
-        figure.savefig(out, format=kind, dpi=150, metadata=metadata)
-    return out.getvalue()
+def figure_bytes(figure: Figure) -> dict[str, bytes]:
+    """A figure as `png` (150 dots an inch) and `svg`, the same bytes for the same figure; it is laid out once."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    found = {}
+    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+        out = io.BytesIO()
+        with rc_context({"svg.hashsalt": "report"}):
+            figure.savefig(out, format=kind, dpi=150, metadata=metadata)
+        found[kind] = out.getvalue()
+    return found
 
 
 def outlined(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:

@@ -21,7 +21,7 @@ from manifests.disk import PARTIAL, disk_errors, make_private, place, write_atom
 from manifests.fingerprint import digest_bytes, digest_json
 from stages.report import about, figures, notes, plots, region_tables, tables
 from stages.report.answer import answer_of
-from stages.report.comparison import REFERENCE, compare, comparison_table, near_best
+from stages.report.comparison import REFERENCE, Draws, compare, comparison_table, near_best
 from stages.report.csv_files import csv_text
 from stages.report.data import FAILURE_COLUMNS, SCORE_COLUMNS, ReportData
 from stages.report.diagnostics import chosen
@@ -35,7 +35,6 @@ from stages.report.plots import Plot
 from stages.report.published import published_table
 
 PAGE, TWIN = "index.html", "report.md"
-KINDS = ("png", "svg")
 SOURCES = (".py", ".html", ".css", ".js", ".csv")
 DRAWN_WITH = ("features.py", "images.py", "methods.py", "models/rollout.py", "scores.py")
 """Files of other packages that pictures, maps and figures are made with."""
@@ -71,8 +70,9 @@ class Findings:
         """Summarise, compare and draw; the map is projected meanwhile, which takes a core of its own."""
         with ThreadPoolExecutor(1, "map") as pool:
             placed = pool.submit(places_of, data.points) if data.points else None
-            summary, compared = tables.summarise(data.scores), compare(data.answers)
-            unflagged, marks = _without_flagged(data.answers), near_best(data.answers, summary)
+            draws, summary = Draws(), tables.summarise(data.scores)
+            compared, marks = compare(data.answers, draws=draws), near_best(data.answers, summary, draws)
+            unflagged = _without_flagged(data.answers)
             drawn = _plots(data, summary, compared)
             mapped = Map.of(data.points, placed.result(), data.classes) if data.points and placed else None
         drawn += [mapped.plot] if mapped else []
@@ -152,7 +152,7 @@ def write_report(data: ReportData, out: Path) -> Path:
         If the disk is full, read-only or forbidden.
     """
     findings = Findings.of(data)
-    drawn = {plot.name: {kind: figures.figure_bytes(plot.figure, kind) for kind in KINDS} for plot in findings.plots}
+    drawn = {plot.name: figures.figure_bytes(plot.figure) for plot in findings.plots}
     make_private(out)
     folder = make_private(out / "figures")
     for plot in findings.plots:

@@ -505,7 +505,7 @@ def test_curve_has_a_line_for_each_method() -> None:
     assert names == ["medfocus, mask union", "original", "constant"]
     line = figure.axes[0].get_lines()[0]
     assert line.get_ydata() == pytest.approx([55, 80])
-    assert figure_bytes(figure, "svg").startswith(b"<?xml")
+    assert figure_bytes(figure)["svg"].startswith(b"<?xml")
 
 
 def test_figures_need_no_global_plotting_state() -> None:
@@ -515,7 +515,7 @@ def test_figures_need_no_global_plotting_state() -> None:
 
 def test_single_fraction_is_drawn_too() -> None:
     scores = study()
-    assert figure_bytes(learning_curve(summarise(scores[scores["training"] == "100 %"])), "png").startswith(b"\x89PNG")
+    assert figure_bytes(learning_curve(summarise(scores[scores["training"] == "100 %"])))["png"].startswith(b"\x89PNG")
 
 
 def test_missing_column_and_missing_scores_are_named() -> None:

@@ -53,7 +53,7 @@ def test_name_that_the_font_cannot_draw_is_numbered_and_told() -> None:
         assert text.endswith(KEY)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert figure_bytes(figure, "png")
+            assert figure_bytes(figure)
     ticks = [label.get_text() for label in plots[0].figure.axes[0].get_yticklabels()]
     assert ticks == ["_hidden", "class 2"]
     assert set(plots[0].numbers["true"]) == set(ODD), "files have the names themselves"
