@@ -94,30 +94,40 @@ def answer_table(workspace: Workspace, committed: Committed) -> pd.DataFrame:
     DamagedError
         If predictions are missing or not what was committed.
     """
-    groups = {row.image_id: row.group_id for drop in workspace.drops for row in workspace.rows(drop.drop_id)}
-    places = {name: index for index, name in enumerate(workspace.classes)}
-    frames = []
+    columns, frames = ["image_id", "drop", "row", "label", "predicted", "flagged"], []
     for key, cells in committed.cells.items():
         node = workspace.nodes[key]
         for cell, commit in cells.items():
             file = io.BytesIO(read_artifact(workspace, node, commit, "predictions.csv"))
-            columns = ["image_id", "drop", "row", "label", "predicted", "flagged"]
             told = pd.read_csv(file, usecols=columns, dtype=str, na_filter=False)
-            fields = {
-                "mask": node.policy if _sees_masks(workspace, node, cell.method) else "",
+            mask = node.policy if _sees_masks(workspace, node, cell.method) else ""
+            fit: dict[str, Any] = {
+                "mask": mask,
                 "method": _shown(node, cell.method),
                 "training": cell.training,
                 "seed": cell.seed,
-                "image": told["drop"] + "/" + told["row"],
-                "image_id": told["image_id"],
-                "label": told["label"].map(plain_name),
-                "group": told["image_id"].map(groups),
-                "flagged": told["flagged"] == "1",
-                "correct": told["predicted"] == told["label"],
-                "predicted": told["predicted"].map(plain_name).map(places),
             }
-            frames.append(pd.DataFrame(fields))
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(ANSWER_COLUMNS))
+            frames.append(told.assign(**fit))
+    if not frames:
+        return pd.DataFrame(columns=list(ANSWER_COLUMNS))
+    told = pd.concat(frames, ignore_index=True)
+    groups = {row.image_id: row.group_id for drop in workspace.drops for row in workspace.rows(drop.drop_id)}
+    places = {name: index for index, name in enumerate(workspace.classes)}
+    names = {text: plain_name(text) for text in {*told["label"].unique(), *told["predicted"].unique()}}
+    fields = {
+        "mask": told["mask"],
+        "method": told["method"],
+        "training": told["training"],
+        "seed": told["seed"],
+        "image": told["drop"] + "/" + told["row"],
+        "image_id": told["image_id"],
+        "label": told["label"].map(names),
+        "group": told["image_id"].map(groups),
+        "flagged": told["flagged"] == "1",
+        "correct": told["predicted"] == told["label"],
+        "predicted": told["predicted"].map(names).map(places),
+    }
+    return pd.DataFrame(fields)
 
 
 def probability_table(workspace: Workspace, committed: Committed) -> pd.DataFrame:
