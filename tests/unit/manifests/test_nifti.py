@@ -13,6 +13,7 @@ import pytest
 from manifests import nifti_files
 from manifests.errors import ReadError
 from manifests.readers import probe
+from manifests.volumes import turned_affine
 from tests.unit.manifests.dicoms import linear, spread
 from tests.unit.manifests.niftis import (
     PLANES,
@@ -82,6 +83,25 @@ def test_affine_that_drops_an_axis_is_refused(affine):
     assert why_not(data).reason == "decode.unreadable"
     with pytest.raises(ReadError, match=r"decode\.unreadable"):
         header(data)
+
+
+@pytest.mark.parametrize("changes", [[(0, 0.0)], [(0, 7.0)], [(3, 0.0)], [(1, -2.0)], [(0, 0.0), (1, -2.0), (2, 0.0)]])
+@pytest.mark.parametrize("codes", [{"qform_code": 1, "sform_code": 0}, {"qform_code": 0, "sform_code": 0}])
+@pytest.mark.parametrize("image_class", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_spacing_that_means_nothing_is_mended_as_nibabel_does(image_class, codes, changes):
+    pixdim = np.array([1, 2, 2.5, 3, 0, 0, 0, 0])
+    for place, number in changes:
+        pixdim[place] = number
+    data = nifti(VALUES, image_class=image_class, pixdim=pixdim, quatern_b=0.6, **codes)
+    found = header(data)
+    theirs = image_class.from_bytes(data)
+    assert np.allclose(np.reshape(found.affine, (4, 4)), turned_affine(VALUES.shape, theirs.affine))
+    assert np.array_equal(picture(data, 2, window="range"), looked_at(VALUES, theirs.affine, "axial")[2])
+
+
+def test_mending_a_header_is_not_logged(caplog):
+    header(nifti(VALUES, pixdim=[0, -2, 0, 3, 0, 0, 0, 0], qform_code=1, sform_code=0, magic=b"DOE"))
+    assert caplog.text == ""
 
 
 # Kinds of files.
@@ -293,8 +313,8 @@ def test_compressed_file_is_inflated_no_further_than_its_volume(monkeypatch):
     packer = zlib.compressobj(wbits=31)
     bomb = packer.compress(nifti(VALUES)) + packer.compress(bytes(50_000_000)) + packer.flush()
     sizes = []
-    inflated = nifti_files._inflated
-    monkeypatch.setattr(nifti_files, "_inflated", lambda data, most: sizes.append(most) or inflated(data, most))
+    inflated = nifti_files.inflated
+    monkeypatch.setattr(nifti_files, "inflated", lambda data, most: sizes.append(most) or inflated(data, most))
     assert np.array_equal(picture(bomb, 1), picture(nifti(VALUES), 1))
     assert max(sizes) < 1000
 
@@ -306,8 +326,8 @@ def test_volume_beyond_the_limit_is_refused_before_it_is_inflated(monkeypatch):
 
 def test_slices_of_a_compressed_volume_inflate_it_once(monkeypatch):
     data, sizes = zipped(nifti(stored())), []
-    inflated = nifti_files._inflated
-    monkeypatch.setattr(nifti_files, "_inflated", lambda data, most: sizes.append(most) or inflated(data, most))
+    inflated = nifti_files.inflated
+    monkeypatch.setattr(nifti_files, "inflated", lambda data, most: sizes.append(most) or inflated(data, most))
     for number in range(8):
         picture(data, number)
     assert [size for size in sizes if size > 600] == [352 + stored().nbytes]
