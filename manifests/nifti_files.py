@@ -74,9 +74,7 @@ def read_volume(data: bytes, number: int = 0) -> Volume:
     size = math.prod(shape) * kind.itemsize
     if offset + size * (number + 1) > MOST_BYTES:
         raise ReadError("decode.too_large", f"a volume of {size} bytes, limit {MOST_BYTES}")
-    plain = inflated(data, offset + size * (number + 1))
-    if len(plain) < offset + size * (number + 1):
-        raise ReadError("decode.truncated", "the volume ends too early")
+    plain = inflated(data, offset + size * (number + 1), whole=min(offset + size * count, MOST_BYTES))
     stored = np.ndarray(shape, kind, plain, offset + size * number, order="F")
     if kind.names:
         stored = np.stack([stored[name] for name in kind.names[:3]], axis=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import zlib
@@ -20,6 +21,8 @@ GZIP = b"\x1f\x8b"
 LONGEST_HEADER = 540
 CIFTI = range(3000, 3100)
 """Intent codes of files that hold matrices in NIfTI's clothes."""
+PART = 1 << 16
+"""Bytes that are inflated at a time."""
 NEVER = 1000
 """Above every level of nibabel's findings."""
 SILENT = logging.Logger("nifti", NEVER)
@@ -75,17 +78,55 @@ def volumes_of(header: Nifti1Header) -> int:
     return math.prod(max(1, int(size)) for size in header["dim"][4 : int(header["dim"][0]) + 1])
 
 
-def inflated(data: bytes, most: int) -> bytes:
-    """The first bytes of a file, decompressed where it is compressed."""
-    if not data.startswith(GZIP):
-        return data
-    parts, left = [], data
-    while left.startswith(GZIP) and most > 0:
-        inflater = zlib.decompressobj(wbits=31)
-        parts.append(inflater.decompress(left, most))
-        most -= len(parts[-1])
-        left = inflater.unused_data
-    return b"".join(parts)
+def inflated(data: bytes, most: int, whole: int = 0) -> bytes:
+    """The first bytes of a file, decompressed where it is compressed.
+
+    Parameters
+    ----------
+    data : bytes
+        The file.
+    most : int
+        So many bytes are returned of a compressed file.
+    whole : int
+        So many bytes the file has to give; a compressed one is inflated as far, and the checksum behind them tested.
+
+    Raises
+    ------
+    ReadError
+        `decode.truncated` if there are fewer.
+    zlib.error
+        If it is damaged.
+    """
+    size = len(data)
+    if data.startswith(GZIP):
+        found, size = io.BytesIO(), 0
+        for part in _inflating(data, max(most, whole)):
+            found.write(part[: max(0, most - size)])
+            size += len(part)
+        data = found.getvalue()
+    if size < whole:
+        raise ReadError("decode.truncated", "the file ends before its last voxel")
+    return data
+
+
+def _inflating(data: bytes, most: int) -> Iterator[bytes]:
+    """What the members of a compressed file hold, a part at a time, until there are more than so many bytes."""
+    stream, left = io.BytesIO(data), b""
+    inflater = zlib.decompressobj(wbits=31)
+    while most >= 0:
+        left = left or stream.read(PART)
+        # One byte more than is wanted, so that the checksum behind the last one is reached.
+        part = inflater.decompress(left, min(most + 1, PART))
+        if not part and not left and not inflater.eof:
+            raise ReadError("decode.truncated", "the compressed file ends too early")
+        yield part
+        most -= len(part)
+        left = inflater.unconsumed_tail
+        if inflater.eof:
+            left = inflater.unused_data + stream.read(PART)
+            if not left.startswith(GZIP):
+                return
+            inflater = zlib.decompressobj(wbits=31)
 
 
 @contextmanager

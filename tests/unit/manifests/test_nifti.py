@@ -5,12 +5,13 @@ from __future__ import annotations
 import gzip
 import itertools
 import zlib
+from collections.abc import Iterator
 
 import nibabel
 import numpy as np
 import pytest
 
-from manifests import nifti_files
+from manifests import nifti_files, nifti_header
 from manifests.errors import ReadError
 from manifests.readers import probe
 from manifests.volumes import turned_affine
@@ -309,14 +310,44 @@ def test_offset_beyond_the_file_or_before_it_is_refused_or_ignored():
     assert np.array_equal(picture(nifti(VALUES, vox_offset=-5.0), 1), picture(nifti(VALUES), 1))
 
 
-def test_compressed_file_is_inflated_no_further_than_its_volume(monkeypatch):
-    packer = zlib.compressobj(wbits=31)
+class Inflated:
+    """Counts the bytes that are inflated."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.n_bytes = 0
+        inflating = nifti_header._inflating
+
+        def counted(data: bytes, most: int) -> Iterator[bytes]:
+            for part in inflating(data, most):
+                self.n_bytes += len(part)
+                yield part
+
+        patch.setattr(nifti_header, "_inflating", counted)
+
+
+def test_compressed_file_is_inflated_no_further_than_its_volumes(monkeypatch):
+    packer, inflated = zlib.compressobj(wbits=31), Inflated(monkeypatch)
     bomb = packer.compress(nifti(VALUES)) + packer.compress(bytes(50_000_000)) + packer.flush()
-    sizes = []
-    inflated = nifti_files.inflated
-    monkeypatch.setattr(nifti_files, "inflated", lambda data, most: sizes.append(most) or inflated(data, most))
     assert np.array_equal(picture(bomb, 1), picture(nifti(VALUES), 1))
-    assert max(sizes) < 1000
+    assert inflated.n_bytes < 2000
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_damage_behind_the_volume_that_is_read_is_found(members):
+    whole = nifti(np.random.default_rng(0).integers(0, 255, (20, 20, 20, 9)).astype(np.uint8))
+    data = zipped(whole) if members == 1 else zipped(whole[:50000]) + zipped(whole[50000:])
+    picture(data, 3)
+    assert why_not(data[:-8] + bytes(4) + data[-4:], 3).reason == "decode.unreadable"
+    assert why_not(data[:-200], 3).reason == "decode.truncated"
+    assert why_not(zipped(whole[:-1]), 3).reason == why_not(whole[:-1], 3).reason == "decode.truncated"
+
+
+def test_what_is_inflated_to_find_damage_has_a_limit(monkeypatch):
+    data = zipped(nifti(np.zeros((20, 20, 20, 50), np.uint8)))
+    monkeypatch.setattr(nifti_files, "MOST_BYTES", 10_000)
+    inflated = Inflated(monkeypatch)
+    picture(data)
+    assert inflated.n_bytes < 12_000
 
 
 def test_volume_beyond_the_limit_is_refused_before_it_is_inflated(monkeypatch):
@@ -325,12 +356,10 @@ def test_volume_beyond_the_limit_is_refused_before_it_is_inflated(monkeypatch):
 
 
 def test_slices_of_a_compressed_volume_inflate_it_once(monkeypatch):
-    data, sizes = zipped(nifti(stored())), []
-    inflated = nifti_files.inflated
-    monkeypatch.setattr(nifti_files, "inflated", lambda data, most: sizes.append(most) or inflated(data, most))
+    data, inflated = zipped(nifti(stored())), Inflated(monkeypatch)
     for number in range(8):
         picture(data, number)
-    assert [size for size in sizes if size > 600] == [352 + stored().nbytes]
+    assert inflated.n_bytes == 541 + 352 + stored().nbytes
 
 
 def test_no_error_says_a_text_of_the_file():
