@@ -82,6 +82,8 @@ class IngestReport:
     """DICOM files that hold no image, by what they hold (`RTSTRUCT`)."""
     absent: int
     """Lines of the CSV whose UIDs name nothing in the source."""
+    unreadable: int
+    """DICOM files whose UIDs cannot be read, so that no line of the CSV can name them."""
     shared_patient: tuple[int, int]
     """DICOM files and studies of the PatientID that most files carry."""
     burned_in: Mapping[str, int]
@@ -232,6 +234,7 @@ def _report(
         skipped=found.skipped,
         burned_in=found.burned_in,
         absent=found.absent,
+        unreadable=found.unreadable,
         shared_patient=found.shared_patient,
         without_patient=sum(row.group_id == (row.sha256[:16] or row.image_id) for row in rows),
         leaks=audit.leaks if audit else (),

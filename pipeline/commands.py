@@ -105,6 +105,8 @@ def _ingest_lines(report: IngestReport) -> Iterable[str]:
         yield from [f"  and {more} more differ; --json names them all"] if more > 0 else []
     if report.absent:
         yield f"  lines of the CSV whose UIDs name nothing here: {report.absent}"
+    if report.unreadable:
+        yield f"  DICOM files whose UIDs cannot be read, so that no line can name them: {report.unreadable}"
     if report.unnamed:
         yield f"  images in the source that the CSV does not name: {report.unnamed}"
     for what, count in sorted(report.skipped.items()):
