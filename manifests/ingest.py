@@ -26,7 +26,7 @@ from manifests.inspection import earlier_looks, inspect
 from manifests.inventory import Scan, number_rows, scan
 from manifests.inventory_file import format_rows
 from manifests.layout import DatasetPaths, check_name
-from manifests.pseudonyms import SALT_VARIABLE
+from manifests.pseudonyms import SALT_VARIABLE, check_salt_outside
 from manifests.readers import ImageSource
 from manifests.reading import Reading
 from manifests.types import ImageRow, Split
@@ -129,12 +129,14 @@ def ingest(
     Raises
     ------
     InventoryError
-        If the source or an earlier drop cannot be used, the id is taken, or a strict audit has findings.
+        If the source or an earlier drop cannot be used, the id is taken, a strict audit has findings, or the salt lies
+        in the data set's folder.
     UsageError
         If the id cannot be a folder name or `chunk_items` is below 1.
     """
     if options.chunk_items < 1:
         raise UsageError(f"chunk_items is {options.chunk_items}.", "Use 1 or more; 64 is the default.")
+    check_salt_outside(paths.root)
     drops = load_drops(paths)
     drop_id = check_name("Drop", options.drop_id or _next_id(drops))
     reading = _reading(options.reading, drops)

@@ -17,6 +17,7 @@ from manifests.events import REPORTED, EventLog
 from manifests.ingest import IngestOptions, IngestReport, ingest
 from manifests.integrity import verify
 from manifests.layout import DatasetPaths, Workdir
+from manifests.pseudonyms import check_salt_outside
 from pipeline.config import RunConfig, load_config
 from pipeline.doctor import examine
 from pipeline.logs import counter, duration, log
@@ -66,6 +67,7 @@ def open_workspace(workdir: Path, dataset: str | None, sources: ConfigSources, s
 
 def do_ingest(workdir: Path, source: Path, options: IngestOptions, *, as_json: bool) -> None:
     """Ingest a source folder and say what was found."""
+    check_salt_outside(workdir)
     paths = Workdir(workdir.resolve()).dataset(options.dataset)
     report = ingest(paths, source, options, counter("digests"), counter("pictures"))
     if as_json:
