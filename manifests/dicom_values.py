@@ -177,6 +177,8 @@ def _window_alone(holder: Dataset, reading: Reading) -> Dataset:
     window.PhotometricInterpretation, window.PixelRepresentation, window.BitsStored = "MONOCHROME2", 0, 8
     if isinstance(reading.window, tuple):
         window.WindowCenter, window.WindowWidth = reading.window
+        # The standard's LINEAR has no widths below 1, and at 1 a step instead of a slope.
+        window.VOILUTFunction = "LINEAR" if reading.window[1] > 1 else "LINEAR_EXACT"
         return window
     window.WindowCenter, window.WindowWidth = _first(holder.WindowCenter), _first(holder.WindowWidth)
     window.VOILUTFunction = holder.get("VOILUTFunction") or "LINEAR"

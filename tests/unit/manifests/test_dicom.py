@@ -139,6 +139,15 @@ def test_window_of_the_configuration_wins_over_the_file_and_its_table():
     assert codes(data, window=(-600, 1500)) == "dicom,window--600-1500"
 
 
+@pytest.mark.parametrize("width", [0.25, 1.0])
+def test_narrow_window_of_the_configuration_is_exact(width):
+    stored = (np.arange(256) * 4).reshape(16, 16).astype(np.uint16)
+    data = dicom(stored, RescaleSlope="0.001", RescaleIntercept=0)
+    expected = np.clip(((stored * 0.001 - 0.5) / width + 0.5) * 255, 0, 255)
+    assert np.abs(grey(data, window=(0.5, width)) - expected).max() <= 0.5001
+    assert codes(data, window=(0.5, width)) == f"dicom,rescale,window-0.5-{width:g}"
+
+
 def test_range_of_the_configuration_wins_over_the_file():
     data = dicom(CT_VALUES, WindowCenter=40, WindowWidth=400)
     assert np.array_equal(grey(data, window="range"), spread(CT_VALUES.astype(int), -1024, 3056))

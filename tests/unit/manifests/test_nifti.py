@@ -10,10 +10,12 @@ from collections.abc import Iterator
 import nibabel
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from manifests import nifti_files, nifti_header
 from manifests.errors import ReadError
 from manifests.readers import probe
+from manifests.reading import Reading
 from manifests.volumes import turned_affine
 from tests.unit.manifests.dicoms import linear, spread
 from tests.unit.manifests.niftis import (
@@ -204,6 +206,18 @@ def test_percentiles_are_of_the_whole_volume(percentiles):
     low, high = np.percentile(stored(), percentiles)
     expected = spread(looked_at(stored(), RAS, "axial")[5].astype(float), low, high)
     assert np.array_equal(picture(nifti(stored()), 5, percentiles=percentiles), expected)
+
+
+def test_map_from_0_to_1_is_shown_in_a_window_of_width_1():
+    values = (stored() / 1000).astype(np.float32)
+    expected = spread(looked_at(values, RAS, "axial")[3].astype(float), 0, 1)
+    assert np.array_equal(picture(nifti(values), 3, window=(0.5, 1.0)), expected)
+
+
+@pytest.mark.parametrize("window", [(0.5, 0), (40, -1), (40, np.inf), (np.nan, 1)])
+def test_window_without_a_width_is_refused(window):
+    with pytest.raises(ValidationError, match="a width is above 0"):
+        Reading(window=window)
 
 
 def test_one_value_has_one_level_in_all_slices_of_a_volume():
