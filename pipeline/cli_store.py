@@ -47,7 +47,7 @@ def withdraw(
     image: Annotated[
         list[str] | None,
         typer.Option(
-            "--image", metavar="ID", help="An image: id, path (of a volume: all slices) or path#frame; can be repeated."
+            "--image", metavar="ID", help="An image: id, path (all its frames) or path#frame; can be repeated."
         ),
     ] = None,
     patient: Annotated[
