@@ -10,6 +10,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from manifests.errors import ExitCode
 from manifests.ingest import IngestOptions, ingest
@@ -27,21 +28,23 @@ KEY = "masks[supplied]"
 SHAPE = (9, 12, 7)
 AFFINE = np.array([[0, -2.0, 0, 5], [1.5, 0, 0, -7], [0, 0, -3, 11], [0, 0, 0, 1]])
 """Voxel axes that run to the front, left and feet."""
+TILTED = AFFINE @ nibabel.affines.from_matvec(nibabel.eulerangles.euler2mat(0.3, -0.2, 0.25), [3, -4, 6])
+"""The same, turned by some 15 degrees about each."""
 
 
-def volume_file(path: Path) -> nibabel.Nifti1Image:
+def volume_file(path: Path, affine: NDArray[np.float64]) -> nibabel.Nifti1Image:
     """A volume of random values whose header names somebody."""
-    image = nibabel.Nifti1Image(np.random.default_rng(3).random(SHAPE).astype(np.float32), AFFINE)
+    image = nibabel.Nifti1Image(np.random.default_rng(3).random(SHAPE).astype(np.float32), affine)
     image.header["descrip"], image.header["aux_file"] = PLANTED[0], PLANTED[1]
     image.header.set_xyzt_units("mm")
     nibabel.save(image, path)
     return image
 
 
-def ingested(root: Path, reading: Reading, **fields: Any) -> Workspace:
+def ingested(root: Path, reading: Reading, affine: NDArray[np.float64] = AFFINE, **fields: Any) -> Workspace:
     source = root / f"{PLANTED[0]} scans"
     source.mkdir()
-    volume_file(source / "head.nii.gz")
+    volume_file(source / "head.nii.gz", affine)
     if fields:
         data = nifti(np.random.default_rng(4).random(SHAPE).astype(np.float32), AFFINE, **fields)
         (source / "odd.nii").write_bytes(data)
@@ -51,8 +54,11 @@ def ingested(root: Path, reading: Reading, **fields: Any) -> Workspace:
 
 
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
-def test_masks_are_back_in_the_source_volume_voxel_by_voxel(tmp_path: Path, plane: Plane) -> None:
-    workspace = ingested(tmp_path, Reading(plane=plane, every=2))
+@pytest.mark.parametrize("affine", [AFFINE, TILTED], ids=["permuted", "tilted"])
+def test_masks_are_back_in_the_source_volume_voxel_by_voxel(
+    tmp_path: Path, plane: Plane, affine: NDArray[np.float64]
+) -> None:
+    workspace = ingested(tmp_path, Reading(plane=plane, every=2), affine)
     failed = workspace.rows("drop-001")[1]
     commit_masks(workspace, KEY, failed=(failed.row,))
     do_export(workspace, "nifti", ExportOptions(tmp_path / "out"), as_json=False)
@@ -61,8 +67,8 @@ def test_masks_are_back_in_the_source_volume_voxel_by_voxel(tmp_path: Path, plan
     assert isinstance(made, nibabel.Nifti1Image)
     voxels = np.asarray(made.dataobj)
     assert (voxels.shape, voxels.dtype) == (SHAPE, np.uint8)
-    assert np.array_equal(made.affine, AFFINE)
-    lps, shown = turned(voxels, AFFINE), native_of(workspace, KEY)
+    assert np.array_equal(made.affine, affine.astype(np.float32))
+    lps, shown = turned(voxels, affine), native_of(workspace, KEY)
     for row, mask in shown.values():
         assert np.array_equal(slice_of(lps, plane, row.frame).astype(bool), mask)
     assert voxels.sum() == sum(int(mask.sum()) for _, mask in shown.values())
