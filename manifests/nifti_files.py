@@ -32,6 +32,10 @@ MOST_VALUES = 1 << 22
 """Voxels at most that percentiles are taken of, evenly over the volume."""
 
 
+_SOUND: set[tuple[int, int]] = set()
+"""Hash and length of files that were inflated as far as their checksum once, and need not be again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Volume:
     """One volume of a file, as its voxels lie there."""
@@ -72,9 +76,11 @@ def read_volume(data: bytes, number: int = 0) -> Volume:
         raise ReadError("decode.frames", f"volume {number} of {count}")
     kind, offset = header.get_data_dtype(), max(int(header["vox_offset"]), int(header["sizeof_hdr"]) + 4)
     size = math.prod(shape) * kind.itemsize
-    if offset + size * (number + 1) > MOST_BYTES:
+    end, key = offset + size * (number + 1), (hash(data), len(data))
+    if end > MOST_BYTES:
         raise ReadError("decode.too_large", f"a volume of {size} bytes, limit {MOST_BYTES}")
-    plain = inflated(data, offset + size * (number + 1), whole=min(offset + size * count, MOST_BYTES))
+    plain = inflated(data, end, whole=end if key in _SOUND else min(offset + size * count, MOST_BYTES))
+    _SOUND.add(key)
     stored = np.ndarray(shape, kind, plain, offset + size * number, order="F")
     if kind.names:
         stored = np.stack([stored[name] for name in kind.names[:3]], axis=-1)

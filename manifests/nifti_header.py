@@ -23,6 +23,8 @@ CIFTI = range(3000, 3100)
 """Intent codes of files that hold matrices in NIfTI's clothes."""
 PART = 1 << 16
 """Bytes that are inflated at a time."""
+MOST_MEMBERS = 1 << 16
+"""A file of more compressed members, which may all be empty, is refused."""
 NEVER = 1000
 """Above every level of nibabel's findings."""
 SILENT = logging.Logger("nifti", NEVER)
@@ -93,7 +95,7 @@ def inflated(data: bytes, most: int, whole: int = 0) -> bytes:
     Raises
     ------
     ReadError
-        `decode.truncated` if there are fewer.
+        `decode.truncated` if there are fewer, `decode.too_large` if it has absurdly many members.
     zlib.error
         If it is damaged.
     """
@@ -111,7 +113,7 @@ def inflated(data: bytes, most: int, whole: int = 0) -> bytes:
 
 def _inflating(data: bytes, most: int) -> Iterator[bytes]:
     """What the members of a compressed file hold, a part at a time, until there are more than so many bytes."""
-    stream, left = io.BytesIO(data), b""
+    stream, left, members = io.BytesIO(data), b"", 1
     inflater = zlib.decompressobj(wbits=31)
     while most >= 0:
         left = left or stream.read(PART)
@@ -123,10 +125,13 @@ def _inflating(data: bytes, most: int) -> Iterator[bytes]:
         most -= len(part)
         left = inflater.unconsumed_tail
         if inflater.eof:
-            left = inflater.unused_data + stream.read(PART)
+            left = inflater.unused_data
+            left += stream.read(PART) if len(left) < len(GZIP) else b""
             if not left.startswith(GZIP):
                 return
-            inflater = zlib.decompressobj(wbits=31)
+            if members == MOST_MEMBERS:
+                raise ReadError("decode.too_large", f"a compressed file of more than {MOST_MEMBERS} members")
+            inflater, members = zlib.decompressobj(wbits=31), members + 1
 
 
 @contextmanager

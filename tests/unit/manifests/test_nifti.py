@@ -356,6 +356,28 @@ def test_damage_behind_the_volume_that_is_read_is_found(members):
     assert why_not(zipped(whole[:-1]), 3).reason == why_not(whole[:-1], 3).reason == "decode.truncated"
 
 
+@pytest.mark.parametrize("part", [2, 3, 64, 1 << 16])
+def test_file_of_many_members_is_the_same_however_they_are_read(monkeypatch, part):
+    data = nifti(VALUES)
+    members = [b"", data[:100], data[100:352], b"", data[352:], b""]
+    monkeypatch.setattr(nifti_header, "PART", part)
+    assert np.array_equal(picture(b"".join(map(zipped, members)), 2), picture(data, 2))
+
+
+def test_file_of_absurdly_many_members_is_refused(monkeypatch):
+    monkeypatch.setattr(nifti_header, "MOST_MEMBERS", 9)
+    assert why_not(zipped(b"") * 9 + zipped(nifti(VALUES))).reason == "decode.too_large"
+    picture(zipped(b"") * 8 + zipped(nifti(VALUES)))
+
+
+def test_rest_of_a_file_is_inflated_once_whichever_volumes_are_read(monkeypatch):
+    data, inflated, one = zipped(nifti(SERIES)), Inflated(monkeypatch), SERIES.nbytes // 3
+    monkeypatch.setattr(nifti_files, "_SOUND", set())
+    for number in (0, 1, 0, 1):
+        picture(data, 3, volume=number)
+    assert inflated.n_bytes == 4 * 541 + (352 + 3 * one) + 2 * (353 + 2 * one) + (353 + one)
+
+
 def test_what_is_inflated_to_find_damage_has_a_limit(monkeypatch):
     data = zipped(nifti(np.zeros((20, 20, 20, 50), np.uint8)))
     monkeypatch.setattr(nifti_files, "MOST_BYTES", 10_000)
