@@ -162,6 +162,7 @@ def main() -> int:
 
 
 def _report(kind: str, files: int, seed: int, first: int) -> int:
+    made_at = f"commit {_commit()}, {datetime.now(UTC):%Y-%m-%d}"
     started, counts, failures, slowest, grown = time.monotonic(), Counter[str](), 0, (0.0, -1), 0
     for found in fuzz(kind, files, seed, first):
         counts[found.get("result", "FAILED")] += 1
@@ -172,7 +173,6 @@ def _report(kind: str, files: int, seed: int, first: int) -> int:
             sys.stdout.write(f"seed {seed} index {found['index']} of {found['name']}: {failure}\n")
             sys.stdout.flush()
     seconds = time.monotonic() - started
-    made_at = f"commit {_commit()}, {datetime.now(UTC):%Y-%m-%d}"
     sys.stdout.write(
         f"{kind}: {sum(counts.values())} mutants of {len(originals(kind))} files, seed {seed}, first {first}, "
         f"{made_at}, {seconds:.0f} s; slowest {slowest[0]:.2f} s (index {slowest[1]}), "
