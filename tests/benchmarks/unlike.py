@@ -1,12 +1,14 @@
 """How far `predict` finds images that a breast study has seen nothing like: the figures of `docs/predict.md`.
 
-`python -m tests.benchmarks.unlike`. The clean split of BUSI is the study (embedded models, method `original`, which no
-mask changes); it is asked about copies of its test images under other names, and about `X_RAYS` chest X-rays, evenly
-from the test part of chest_xray_pneumonia. The sets lie in MEDFOCUS_DATA, or in shared/data beside the checkout.
+`python -m tests.benchmarks.unlike [--every N]`. The clean split of BUSI is the study (embedded models, method
+`original`, which no mask changes); it is asked about copies of its test images under other names, and about `X_RAYS`
+chest X-rays, evenly from the test part of chest_xray_pneumonia. `--every` takes each n-th image of all, for a quick
+look. The sets lie in MEDFOCUS_DATA, or in shared/data beside the checkout.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import shutil
 import subprocess
@@ -42,9 +44,9 @@ def copied(files: list[Path], folder: Path) -> Path:
     return folder
 
 
-def answers(busi: Path, x_rays: list[Path], scratch: Path) -> dict[str, list[dict[str, str]]]:
+def answers(busi: Path, x_rays: list[Path], every: int, scratch: Path) -> dict[str, list[dict[str, str]]]:
     """What the study says of its test images and of the X-rays, a row an image."""
-    rows = [row for row in table(busi / "index.csv") if row["clean_split"]]
+    rows = [row for row in table(busi / "index.csv") if row["clean_split"]][::every]
     with (scratch / "labels.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(("file", "label", "split"))
@@ -64,13 +66,17 @@ def answers(busi: Path, x_rays: list[Path], scratch: Path) -> dict[str, list[dic
 
 def main() -> None:
     """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--every", type=int, default=1)
+    every = parser.parse_args().every
     busi, chest = set_folder("busi"), set_folder("chest") / "test"
     if not (busi.is_dir() and chest.is_dir()):
         print("The image sets are not here; MEDFOCUS_DATA names their folder.")
         return
-    every = sorted(chest.rglob("*.jpg"))
+    x_rays = sorted(chest.rglob("*.jpg"))
+    x_rays = x_rays[:: len(x_rays) // X_RAYS][:X_RAYS][::every]
     with tempfile.TemporaryDirectory() as scratch:
-        found = answers(busi, every[:: len(every) // X_RAYS][:X_RAYS], Path(scratch))
+        found = answers(busi, x_rays, every, Path(scratch))
     for name, rows in found.items():
         distances = [float(row["distance"]) for row in rows]
         unlike = sum(row["unlike"] == "1" for row in rows)
