@@ -82,6 +82,18 @@ def parse_header(data: bytes) -> Dataset:
         return _parse(io.BytesIO(data), pixels=False)
 
 
+def read_identity(stream: BinaryIO) -> Identity:
+    """Who and what a file says that it shows, whether or not its picture can be read.
+
+    Raises
+    ------
+    ReadError
+        If its header cannot be read at all; with a code of `manifests.readers.REASONS`.
+    """
+    with _told():
+        return _identity(_parse(stream, pixels=False))
+
+
 def is_dicom(head: bytes) -> bool:
     """Whether a file's first 132 bytes are those of DICOM."""
     return head[PREAMBLE : PREAMBLE + len(MAGIC)] == MAGIC

@@ -177,6 +177,8 @@ def _window_alone(holder: Dataset, reading: Reading) -> Dataset:
     window.PhotometricInterpretation, window.PixelRepresentation, window.BitsStored = "MONOCHROME2", 0, 8
     if isinstance(reading.window, tuple):
         window.WindowCenter, window.WindowWidth = reading.window
+        # The standard's LINEAR has no widths below 1, and at 1 a step instead of a slope.
+        window.VOILUTFunction = "LINEAR" if reading.window[1] > 1 else "LINEAR_EXACT"
         return window
     window.WindowCenter, window.WindowWidth = _first(holder.WindowCenter), _first(holder.WindowWidth)
     window.VOILUTFunction = holder.get("VOILUTFunction") or "LINEAR"
@@ -194,18 +196,27 @@ def _looked_up(dataset: Dataset, item: Dataset, values: NDArray[Any]) -> tuple[N
     pydicom's own gives 8-bit tables indices of 8 bits, which wrap.
     """
     entries, first, bits = (int(part) for part in item.LUTDescriptor)
-    data = item.LUTData
-    if isinstance(data, bytes):
-        table = np.frombuffer(data, "<u2" if dataset.original_encoding[1] else ">u2")
-    else:
-        table = np.asarray(data).astype(np.uint16)
-    table = table[: entries or 1 << 16]
-    if not len(table) or not 1 <= bits <= 16:
-        raise ReadError("decode.unreadable", "a look-up table without entries")
+    if not 1 <= bits <= 16:
+        raise ReadError("decode.unreadable", "a look-up table of a depth that the standard has not")
+    table = _entries(dataset, item, entries or 1 << 16, bits)
     if first >= 1 << 15 and values.min() < 0:
         first -= 1 << 16  # the first value is signed where values are, and was read as unsigned
     positions = np.clip(values.astype(np.int64) - first, 0, len(table) - 1)
     return table[positions].astype(np.float64), bits
+
+
+def _entries(dataset: Dataset, item: Dataset, entries: int, bits: int) -> NDArray[Any]:
+    """So many entries of a look-up table; those of 8 bits may be packed two a word, the first one in its low byte."""
+    data = item.LUTData
+    if isinstance(data, bytes):
+        words = np.frombuffer(data, "<u2" if dataset.original_encoding[1] else ">u2")
+    else:
+        words = np.atleast_1d(data).astype(np.uint16)
+    packed = bits <= 8 and len(words) < entries == len(words) * 2 - entries % 2
+    table = words.astype("<u2").view(np.uint8) if packed else words
+    if len(table) < entries:
+        raise ReadError("decode.unreadable", "a look-up table of fewer entries than it says")
+    return table[:entries]
 
 
 def colours(dataset: Dataset, pixels: NDArray[Any]) -> NDArray[np.uint8]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
+from manifests.dicom_files import DICOM, read_identity
 from manifests.errors import InventoryError, ReadError
-from manifests.readers import is_image_file, probe
+from manifests.listing import image_files
+from manifests.readers import SNIFFED_BYTES, decoder_of, open_regular
 from manifests.reading import Identity
 
 UID_ROLES = ("study", "series", "instance")
@@ -17,7 +19,16 @@ Cells = Mapping[str, str]
 """Text of one line by role."""
 
 
-def files_of(root: Path, lines: Mapping[int, Cells]) -> Iterator[tuple[int, str]]:
+class Named(NamedTuple):
+    """What the lines of a CSV name."""
+
+    files: tuple[tuple[int, str], ...]
+    """Line, and path of a file relative to the root; a line can name many files."""
+    unreadable: int
+    """DICOM files whose header cannot be read, so that no line can name them."""
+
+
+def files_of(root: Path, lines: Mapping[int, Cells]) -> Named:
     """Find the DICOM files below a folder that each line of a CSV names.
 
     Parameters
@@ -26,11 +37,6 @@ def files_of(root: Path, lines: Mapping[int, Cells]) -> Iterator[tuple[int, str]
         The source folder, resolved.
     lines : Mapping[int, Mapping[str, str]]
         Cells of each line by its number; those of `UID_ROLES` that are not empty must all be the file's.
-
-    Yields
-    ------
-    tuple[int, str]
-        Line, and path of a file relative to the root; a line can name many files.
 
     Raises
     ------
@@ -42,8 +48,11 @@ def files_of(root: Path, lines: Mapping[int, Cells]) -> Iterator[tuple[int, str]
     for line, uids in wanted.items():
         by_uids.setdefault(uids, []).append(line)
     forms = {tuple(bool(uid) for uid in uids) for uids in wanted.values()}
-    left = set(wanted)
+    left, named, unreadable = set(wanted), [], 0
     for path, identity in _identities(root):
+        if identity is None:
+            unreadable += 1
+            continue
         own = (identity.study, identity.series, identity.instance)
         keys = [tuple(uid if used else "" for uid, used in zip(own, form, strict=True)) for form in sorted(forms)]
         found = [line for key in keys for line in by_uids.get(key, ())]
@@ -52,12 +61,17 @@ def files_of(root: Path, lines: Mapping[int, Cells]) -> Iterator[tuple[int, str]
                 f"CSV lines {found[0]} and {found[1]} both name {path!r}.", "Keep one line for each file."
             )
         left.difference_update(found)
-        yield from ((line, path) for line in found)
+        named += [(line, path) for line in found]
     if len(left) == len(wanted):
         raise InventoryError(
             f"No line of the CSV names a DICOM file of the source; line {min(left)} is the first.",
-            "Check its UIDs and the folder.",
+            f"Check its UIDs and the folder{_told(unreadable)}.",
         )
+    return Named(tuple(named), unreadable)
+
+
+def _told(unreadable: int) -> str:
+    return f"; {unreadable} DICOM files there have a header that cannot be read" if unreadable else ""
 
 
 def _uids(cells: Cells, line: int) -> tuple[str, ...]:
@@ -67,16 +81,17 @@ def _uids(cells: Cells, line: int) -> tuple[str, ...]:
     return uids
 
 
-def _identities(root: Path) -> Iterator[tuple[str, Identity]]:
-    """Path and identity of every DICOM file below a folder; what cannot be read has none."""
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for path in (Path(folder, name) for name in sorted(files) if not name.startswith(".")):
-            if not is_image_file(path):
-                continue
-            try:
-                identity = probe(path).identity
-            except ReadError:
-                continue
-            if identity.instance:
-                yield path.relative_to(root).as_posix(), identity
+def _identities(root: Path) -> Iterator[tuple[str, Identity | None]]:
+    """Path and identity of every DICOM file below a folder that has one; None where its header cannot be read."""
+    for path in image_files(root):
+        try:
+            with open_regular(path) as stream:
+                if decoder_of(path.name, stream.read(SNIFFED_BYTES)) is not DICOM:
+                    continue
+                stream.seek(0)
+                identity = read_identity(stream)
+        except ReadError:
+            yield path.relative_to(root).as_posix(), None
+            continue
+        if identity.instance:
+            yield path.relative_to(root).as_posix(), identity

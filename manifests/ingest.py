@@ -26,7 +26,7 @@ from manifests.inspection import earlier_looks, inspect
 from manifests.inventory import Scan, number_rows, scan
 from manifests.inventory_file import format_rows
 from manifests.layout import DatasetPaths, check_name
-from manifests.pseudonyms import SALT_VARIABLE
+from manifests.pseudonyms import SALT_VARIABLE, check_salt_outside
 from manifests.readers import ImageSource
 from manifests.reading import Reading
 from manifests.types import ImageRow, Split
@@ -82,6 +82,8 @@ class IngestReport:
     """DICOM files that hold no image, by what they hold (`RTSTRUCT`)."""
     absent: int
     """Lines of the CSV whose UIDs name nothing in the source."""
+    unreadable: int
+    """DICOM files whose UIDs cannot be read, so that no line of the CSV can name them."""
     shared_patient: tuple[int, int]
     """DICOM files and studies of the PatientID that most files carry."""
     burned_in: Mapping[str, int]
@@ -127,12 +129,14 @@ def ingest(
     Raises
     ------
     InventoryError
-        If the source or an earlier drop cannot be used, the id is taken, or a strict audit has findings.
+        If the source or an earlier drop cannot be used, the id is taken, a strict audit has findings, or the salt lies
+        in the data set's folder.
     UsageError
         If the id cannot be a folder name or `chunk_items` is below 1.
     """
     if options.chunk_items < 1:
         raise UsageError(f"chunk_items is {options.chunk_items}.", "Use 1 or more; 64 is the default.")
+    check_salt_outside(paths.root)
     drops = load_drops(paths)
     drop_id = check_name("Drop", options.drop_id or _next_id(drops))
     reading = _reading(options.reading, drops)
@@ -232,6 +236,7 @@ def _report(
         skipped=found.skipped,
         burned_in=found.burned_in,
         absent=found.absent,
+        unreadable=found.unreadable,
         shared_patient=found.shared_patient,
         without_patient=sum(row.group_id == (row.sha256[:16] or row.image_id) for row in rows),
         leaks=audit.leaks if audit else (),

@@ -81,6 +81,8 @@ class Scan:
     """DICOM files with pictures by what they say of burned-in annotations: `YES`, `NO`, or empty."""
     absent: int = 0
     """Lines of the CSV whose UIDs name nothing in the source."""
+    unreadable: int = 0
+    """DICOM files whose UIDs cannot be read, so that no line of the CSV can name them."""
     shared_patient: tuple[int, int] = (0, 0)
     """DICOM files and studies of the PatientID that most files carry."""
 
@@ -143,6 +145,7 @@ def scan(
         skipped=told.skipped,
         burned_in=told.burned_in,
         absent=listing.absent,
+        unreadable=listing.unreadable,
         shared_patient=told.shared_patient(),
     )
 

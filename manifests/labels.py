@@ -12,8 +12,7 @@ from unicodedata import normalize
 
 from manifests.errors import InventoryError
 from manifests.identities import UID_ROLES, files_of
-from manifests.listing import SPLIT_WORDS, ListedImage, Listing, inside
-from manifests.readers import is_image_file
+from manifests.listing import SPLIT_WORDS, ListedImage, Listing, image_files, inside
 from manifests.types import Split
 
 ROLES = ("file", "label", "split", "group", "mask", *UID_ROLES)
@@ -43,7 +42,8 @@ def list_csv(root: Path, labels: Path, columns: Mapping[str, str] | None = None)
     columns : Mapping[str, str], optional
         Column by role (`file`, `label`, `split`, `group`, `mask`; in place of `file` one or more of `study`, `series`
         and `instance`, UIDs of DICOM files); only these are used, and `file` is the column `file` unless named. By
-        default every role's column has the role's name; `class` is a label too, and `StudyInstanceUID` a study.
+        default every role's column has the role's name; `class` is a label too, and `StudyInstanceUID` a study; where
+        there is a column `file`, UIDs are not looked at.
 
     Raises
     ------
@@ -54,10 +54,10 @@ def list_csv(root: Path, labels: Path, columns: Mapping[str, str] | None = None)
     header, records = _read(labels)
     used = _columns_used(header, columns)
     lines = {line: _cells(header, cells, used) for line, cells in records}
+    lines_of_files, unreadable = list(lines.items()), 0
     if "file" not in used:
-        lines_of_files = [(line, {**lines[line], "file": path}) for line, path in files_of(root, lines)]
-    else:
-        lines_of_files = list(lines.items())
+        found, unreadable = files_of(root, lines)
+        lines_of_files = [(line, {**lines[line], "file": path}) for line, path in found]
     images = [_listed(cells, line) for line, cells in lines_of_files]
     if not images:
         raise InventoryError("The CSV names no file.", "It needs one line for every image below its header.")
@@ -79,17 +79,13 @@ def list_csv(root: Path, labels: Path, columns: Mapping[str, str] | None = None)
     )
     absent = len(lines) - len({line for line, _ in lines_of_files})
     unnamed = _count_unnamed(root, set(named))
-    return Listing(tuple(sorted(images, key=lambda image: image.path)), unnamed=unnamed, absent=absent)
+    images.sort(key=lambda image: image.path)
+    return Listing(tuple(images), unnamed=unnamed, absent=absent, unreadable=unreadable)
 
 
 def _count_unnamed(root: Path, named: set[str]) -> int:
-    """How many images of the source the CSV leaves out; a folder that cannot be listed is passed over."""
-    count = 0
-    for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for path in (Path(folder, name) for name in files if not name.startswith(".")):
-            count += path.relative_to(root).as_posix() not in named and is_image_file(path)
-    return count
+    """How many images of the source the CSV leaves out."""
+    return sum(path.relative_to(root).as_posix() not in named for path in image_files(root))
 
 
 def _read(labels: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -129,7 +125,13 @@ def _columns_used(header: list[str], columns: Mapping[str, str] | None) -> dict[
         used = dict(columns)
     if unknown := sorted(set(used) - set(ROLES)):
         raise InventoryError(f"Unknown role {unknown[0]!r} of a column.", f"Roles: {', '.join(ROLES)}.")
-    if not set(used) & set(UID_ROLES):
+    uids = sorted(set(used) & set(UID_ROLES))
+    if columns is not None and uids and "file" in used:
+        raise InventoryError(
+            f"Columns are named for file and for {uids[0]}: a line names its images by file or UIDs, not both.",
+            "Leave one of them out of --columns.",
+        )
+    if not uids:
         used.setdefault("file", "file")
     if missing := [name for name in used.values() if name not in header]:
         raise InventoryError(

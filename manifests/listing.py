@@ -8,9 +8,10 @@ CSV, is in `labels`.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -58,6 +59,8 @@ class Listing:
     """Images in the source that its CSV does not name, neither as image nor as mask."""
     absent: int = 0
     """Lines of the CSV whose UIDs name nothing in the source."""
+    unreadable: int = 0
+    """DICOM files whose UIDs cannot be read, so that no line of the CSV can name them."""
 
 
 def list_folders(root: Path) -> Listing:
@@ -71,9 +74,14 @@ def list_folders(root: Path) -> Listing:
     Raises
     ------
     InventoryError
-        If there is no image, the layout is ambiguous, a name is not UTF-8, a link leaves the source, or a folder cannot
-        be read.
+        If there is no image, the layout is ambiguous, a name is not UTF-8, a link leaves the source, a folder cannot
+        be read, or the source is an export of MedFocus.
     """
+    if is_export(root):
+        raise InventoryError(
+            f"The folder {root.name!a} is an export of MedFocus, and its pictures are results.",
+            "Name the folder of the images that they were made of.",
+        )
     paths: list[PurePosixPath] = []
     ignored = _walk(root, root, paths)
     if not paths:
@@ -105,13 +113,32 @@ def inside(root: Path, path: Path) -> bool:
         return True
 
 
+def image_files(root: Path) -> Iterator[Path]:
+    """All image files below a folder but hidden ones and exports of MedFocus; what cannot be listed is passed over."""
+    for folder, folders, files in os.walk(root):
+        here = Path(folder)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not is_export(here / name))
+        paths = (here / name for name in sorted(files) if not name.startswith("."))
+        yield from (path for path in paths if is_image_file(path))
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder holds an export of MedFocus, whose pictures are results and no samples."""
+    record = folder / EXPORT_RECORD
+    try:
+        told = json.loads(record.read_bytes()) if record.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(told, dict) and told.get("schema") == EXPORT_SCHEMA
+
+
 def _walk(folder: Path, root: Path, found: list[PurePosixPath]) -> int:
     """Append the images below a folder; return how many other entries there are."""
     ignored = 0
     for entry in _entries(folder):
         is_folder = entry.is_dir()
         is_image = is_image_name(entry.name) or (not is_folder and is_image_file(entry))
-        if entry.name.startswith(".") or not (is_image or is_folder) or _is_export(entry):
+        if entry.name.startswith(".") or not (is_image or is_folder) or is_export(entry):
             ignored += 1
             continue
         _check_utf8(entry.name)
@@ -125,16 +152,6 @@ def _walk(folder: Path, root: Path, found: list[PurePosixPath]) -> int:
         else:
             ignored += _walk(entry, root, found)
     return ignored
-
-
-def _is_export(folder: Path) -> bool:
-    """Whether a folder holds an export of MedFocus, whose pictures are results and no samples."""
-    record = folder / EXPORT_RECORD
-    try:
-        told = json.loads(record.read_bytes()) if record.is_file() else None
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(told, dict) and told.get("schema") == EXPORT_SCHEMA
 
 
 def _entries(folder: Path) -> list[Path]:

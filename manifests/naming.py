@@ -52,6 +52,20 @@ def find_image(rows: Sequence[ImageRow], locations: Mapping[str, str], what: str
     )
 
 
+def find_images(rows: Sequence[ImageRow], locations: Mapping[str, str], what: str) -> frozenset[str]:
+    """The image_ids that are meant where several may be: as `find_image`, and all frames of the one file at a path.
+
+    Raises
+    ------
+    InventoryError
+        If there is none, or a path names several files.
+    """
+    found = _images_at(rows, locations, what)
+    if len({row.sha256 for row in found}) == 1:
+        return frozenset(row.image_id for row in found)
+    return frozenset({find_image(rows, locations, what)})
+
+
 def _images_at(rows: Sequence[ImageRow], locations: Mapping[str, str], path: str) -> list[ImageRow]:
     """Rows of a file that lies at a path now; if there is none, of one that lay there when it was ingested."""
     now = [row for row in rows if locations.get(row.image_id, row.path) == path]

@@ -9,9 +9,7 @@ infinite are black. Which slice it is, is the row's `frame`. No slice is resampl
 from __future__ import annotations
 
 import io
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import Lock
@@ -21,20 +19,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manifests.errors import ReadError
+from manifests.nifti_header import inflated, nifti_errors, parse_nifti, shape_of, volumes_of
 from manifests.reading import Decoder, Header, Reading, Request, to_uint8
 from manifests.volumes import THROUGH, axis_codes, slice_of, turned, turned_affine
 
 if TYPE_CHECKING:
     from nibabel import Nifti1Header
 
-GZIP = b"\x1f\x8b"
-LONGEST_HEADER = 540
-CIFTI = range(3000, 3100)
-"""Intent codes of files that hold matrices in NIfTI's clothes."""
 MOST_BYTES = 1 << 29
 """Larger volumes, uncompressed, are refused."""
 MOST_VALUES = 1 << 22
 """Voxels at most that percentiles are taken of, evenly over the volume."""
+
+
+_SOUND: set[tuple[int, int]] = set()
+"""Hash and length of files that were inflated as far as their checksum once, and need not be again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +70,17 @@ def read_volume(data: bytes, number: int = 0) -> Volume:
     ReadError
         With a code of `manifests.readers.REASONS`.
     """
-    header = _parse(io.BytesIO(data))
-    count, shape = _n_volumes(header), _shape(header)
+    header = parse_nifti(io.BytesIO(data))
+    count, shape = volumes_of(header), shape_of(header)
     if number >= count:
         raise ReadError("decode.frames", f"volume {number} of {count}")
     kind, offset = header.get_data_dtype(), max(int(header["vox_offset"]), int(header["sizeof_hdr"]) + 4)
-    size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
-    if offset + size * (number + 1) > MOST_BYTES:
+    size = math.prod(shape) * kind.itemsize
+    end, key = offset + size * (number + 1), (hash(data), len(data))
+    if end > MOST_BYTES:
         raise ReadError("decode.too_large", f"a volume of {size} bytes, limit {MOST_BYTES}")
-    plain = _inflated(data, offset + size * (number + 1))
-    if len(plain) < offset + size * (number + 1):
-        raise ReadError("decode.truncated", "the volume ends too early")
+    plain = inflated(data, end, whole=end if key in _SOUND else min(offset + size * count, MOST_BYTES))
+    _SOUND.add(key)
     stored = np.ndarray(shape, kind, plain, offset + size * number, order="F")
     if kind.names:
         stored = np.stack([stored[name] for name in kind.names[:3]], axis=-1)
@@ -95,13 +94,13 @@ def read_volume(data: bytes, number: int = 0) -> Volume:
 
 
 def _header(stream: BinaryIO, reading: Reading) -> Header:
-    with _told():
-        header = _parse(stream)
+    with nifti_errors():
+        header = parse_nifti(stream)
         affine = header.get_best_affine()
-        whole = np.lib.stride_tricks.as_strided(np.zeros((), np.uint8), _shape(header), (0, 0, 0))
+        whole = np.lib.stride_tricks.as_strided(np.zeros((), np.uint8), shape_of(header), (0, 0, 0))
         lps = turned(whole, affine)
         height, width = slice_of(lps, reading.plane, 0).shape
-        frames, count = lps.shape[THROUGH[reading.plane]], _n_volumes(header)
+        frames, count = lps.shape[THROUGH[reading.plane]], volumes_of(header)
         several = (f"volume-{reading.volume}",) if count > 1 else ()
         slope, intercept = header.get_slope_inter()
         rescale = ("rescale",) if slope is not None and (slope, intercept) != (1, 0) else ()
@@ -109,12 +108,12 @@ def _header(stream: BinaryIO, reading: Reading) -> Header:
         window = () if colour else (_window(header, reading),)
         codes = ("nifti", f"axes-{axis_codes(affine)}", reading.plane, *several, *rescale, *window)
         kind = str(header.get_value_label("datatype"))
-        lies = tuple(float(number) for number in turned_affine(_shape(header), affine).ravel())
+        lies = tuple(float(number) for number in turned_affine(shape_of(header), affine).ravel())
         return Header(width, height, kind, ",".join(codes), frames, affine=lies)
 
 
 def _image(data: bytes, asked: Request) -> NDArray[np.uint8]:
-    with _told():
+    with nifti_errors():
         volume = _volume(data, asked.reading.volume)
         stored = _slice(volume, asked)
         if volume.stored.ndim == 4:
@@ -129,7 +128,7 @@ def _image(data: bytes, asked: Request) -> NDArray[np.uint8]:
 
 def _mask(data: bytes, asked: Request) -> NDArray[np.bool_]:
     """One slice of a volume of labels: true where it is not zero."""
-    with _told():
+    with nifti_errors():
         stored = _slice(_volume(data, 0), asked)
         inside = np.asarray(stored.any(axis=-1) if stored.ndim == 3 else (stored != 0) & (stored == stored))
         return np.ascontiguousarray(inside)
@@ -203,64 +202,6 @@ def _window(header: Nifti1Header, reading: Reading) -> str:
     shown = float(header["cal_min"]), float(header["cal_max"])
     named = all(np.isfinite(shown)) and shown[1] > shown[0]
     return "cal-window" if named else "percentiles-{:g}-{:g}".format(*reading.percentiles)
-
-
-def _parse(stream: BinaryIO) -> Nifti1Header:
-    import nibabel
-
-    head = _inflated(stream.read(1 << 16), LONGEST_HEADER)
-    if not head:
-        raise ReadError("decode.empty", "0 bytes")
-    for kind, length in ((nibabel.Nifti1Header, 348), (nibabel.Nifti2Header, 540)):
-        if length in (int.from_bytes(head[:4], order) for order in ("little", "big")):
-            if len(head) < length:
-                raise ReadError("decode.truncated", "the header ends too early")
-            header: Nifti1Header = kind(head[:length], check=False)  # type: ignore[no-untyped-call]
-            _shape(header)
-            if int(header["intent_code"]) in CIFTI:
-                raise ReadError("decode.mode", "CIFTI: a matrix of the brain's surface, no volume")
-            return header
-    raise ReadError("decode.unreadable", "not a NIfTI file, whatever its name says, or damaged")
-
-
-def _shape(header: Nifti1Header) -> tuple[int, int, int]:
-    """Voxels along the three axes of space."""
-    dimensions = int(header["dim"][0])
-    sizes = [int(size) for size in header["dim"][1:4]]
-    if not 2 <= dimensions <= 7 or min(sizes[: min(3, dimensions)]) < 1:
-        raise ReadError("decode.size", "an axis without voxels, or more axes than NIfTI has")
-    return sizes[0], sizes[1], sizes[2] if dimensions > 2 else 1
-
-
-def _n_volumes(header: Nifti1Header) -> int:
-    return int(np.prod([max(1, int(size)) for size in header["dim"][4 : int(header["dim"][0]) + 1]], dtype=np.int64))
-
-
-def _inflated(data: bytes, most: int) -> bytes:
-    """The first bytes of a file, decompressed where it is compressed."""
-    if not data.startswith(GZIP):
-        return data
-    parts, left = [], data
-    while left.startswith(GZIP) and most > 0:
-        inflater = zlib.decompressobj(wbits=31)
-        parts.append(inflater.decompress(left, most))
-        most -= len(parts[-1])
-        left = inflater.unused_data
-    return b"".join(parts)
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """What nibabel and zlib raise becomes a `ReadError`."""
-    from nibabel.spatialimages import HeaderDataError
-
-    try:
-        with np.errstate(all="ignore"):
-            yield
-    except ReadError:
-        raise
-    except (HeaderDataError, ValueError, ArithmeticError, LookupError, TypeError, zlib.error, MemoryError) as error:
-        raise ReadError("decode.unreadable", f"not readable as NIfTI ({type(error).__name__})") from error
 
 
 NIFTI = Decoder(header=_header, image=_image, mask=_mask, has_frames=True)

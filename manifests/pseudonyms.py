@@ -11,6 +11,8 @@ from manifests.errors import InventoryError
 from manifests.fingerprint import digest_bytes
 
 SALT_VARIABLE = "MEDFOCUS_SALT_FILE"
+FOR_OTHERS = 0o077
+"""Bits of a file's mode that let group or others in."""
 
 
 def salt_file() -> Path:
@@ -24,12 +26,14 @@ def read_salt() -> str:
     Raises
     ------
     InventoryError
-        If it is empty, or can be neither read nor written.
+        If others can read it, it is empty, or it can be neither read nor written.
     """
     try:
         file = salt_file()
         if not file.exists():
             _create(file)
+        if file.stat().st_mode & FOR_OTHERS:
+            raise InventoryError("Others can read the salt for patient pseudonyms.", f"chmod 600 {file}")
         salt = file.read_text(encoding="ascii").strip()
     except (OSError, RuntimeError, UnicodeDecodeError) as error:
         raise InventoryError(
@@ -39,6 +43,25 @@ def read_salt() -> str:
     if not salt:
         raise InventoryError("The salt file for patient pseudonyms is empty.", "Restore it from your backup.")
     return salt
+
+
+def check_salt_outside(folder: Path) -> None:
+    """Refuse a salt that would be copied and shared along with what it protects.
+
+    Raises
+    ------
+    InventoryError
+        If the salt's file is, or would be made, below the folder.
+    """
+    try:
+        below = salt_file().resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # nothing to find a salt by: `read_salt` refuses it if one is needed
+        return
+    if below:
+        raise InventoryError(
+            "The salt for patient pseudonyms would lie in the work folder, among what it protects.",
+            f"Move it elsewhere, and name it: {SALT_VARIABLE}=FILE",
+        )
 
 
 def pseudonym(salt: str, group: str) -> str:

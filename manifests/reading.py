@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Literal, NamedTuple, Self
@@ -37,8 +38,8 @@ class Reading(BaseModel):
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
-        if isinstance(self.window, tuple) and not self.window[1] > 1:
-            raise ValueError(f"window is (centre, width), and a width is above 1, got {list(self.window)}")
+        if isinstance(self.window, tuple) and not (math.isfinite(self.window[0]) and 0 < self.window[1] < math.inf):
+            raise ValueError(f"window is (centre, width), and a width is above 0, got {list(self.window)}")
         low, high = self.percentiles
         if not 0 <= low < high <= 100:
             raise ValueError(f"percentiles rise from 0 to 100, got {list(self.percentiles)}")

@@ -17,7 +17,7 @@ from manifests.disk import make_private, write_atomic
 from manifests.drops import Drop, load_drops, load_locations, load_rows
 from manifests.errors import InventoryError, UsageError
 from manifests.layout import DatasetPaths
-from manifests.naming import find_image
+from manifests.naming import find_images
 from manifests.pseudonyms import SALT_VARIABLE, pseudonym, read_salt, salt_identity
 from manifests.records import now
 from manifests.types import ImageRow
@@ -62,7 +62,8 @@ def withdraw(
     drop : str
         A drop whose every image is withdrawn.
     image_ids : Sequence[str]
-        Ids of images, unique beginnings of at least four digits, paths in the source, or `path#frame`.
+        Ids of images, unique beginnings of at least four digits, paths in the source, or `path#frame`; the path of a
+        file of many frames or slices means all of them.
     patient : str
         A patient or study as the source's CSV or PatientID names it; it is stripped, hashed and not kept.
 
@@ -153,7 +154,7 @@ def _chosen(
     rows = [row for _, of_drop in drops for row in of_drop]
     if patient:
         return _of_patient(drops, rows, patient)
-    return {find_image(rows, locations, image) for image in images}
+    return {image_id for image in images for image_id in find_images(rows, locations, image)}
 
 
 def _of_patient(drops: Sequence[tuple[Drop, Sequence[ImageRow]]], rows: Sequence[ImageRow], patient: str) -> set[str]:

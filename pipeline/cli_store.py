@@ -46,7 +46,9 @@ def withdraw(
     reason: Annotated[str, typer.Option("--reason", help="Why, without a name: it is recorded.")],
     image: Annotated[
         list[str] | None,
-        typer.Option("--image", metavar="ID", help="An image: id, path or path#frame; can be repeated."),
+        typer.Option(
+            "--image", metavar="ID", help="An image: id, path (all its frames) or path#frame; can be repeated."
+        ),
     ] = None,
     patient: Annotated[
         str | None, typer.Option("--patient", help="A patient, as the CSV or PatientID names it.")

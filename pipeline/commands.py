@@ -17,6 +17,7 @@ from manifests.events import REPORTED, EventLog
 from manifests.ingest import IngestOptions, IngestReport, ingest
 from manifests.integrity import verify
 from manifests.layout import DatasetPaths, Workdir
+from manifests.pseudonyms import check_salt_outside
 from pipeline.config import RunConfig, load_config
 from pipeline.doctor import examine
 from pipeline.logs import counter, duration, log
@@ -66,6 +67,7 @@ def open_workspace(workdir: Path, dataset: str | None, sources: ConfigSources, s
 
 def do_ingest(workdir: Path, source: Path, options: IngestOptions, *, as_json: bool) -> None:
     """Ingest a source folder and say what was found."""
+    check_salt_outside(workdir)
     paths = Workdir(workdir.resolve()).dataset(options.dataset)
     report = ingest(paths, source, options, counter("digests"), counter("pictures"))
     if as_json:
@@ -105,6 +107,8 @@ def _ingest_lines(report: IngestReport) -> Iterable[str]:
         yield from [f"  and {more} more differ; --json names them all"] if more > 0 else []
     if report.absent:
         yield f"  lines of the CSV whose UIDs name nothing here: {report.absent}"
+    if report.unreadable:
+        yield f"  DICOM files whose UIDs cannot be read, so that no line can name them: {report.unreadable}"
     if report.unnamed:
         yield f"  images in the source that the CSV does not name: {report.unnamed}"
     for what, count in sorted(report.skipped.items()):

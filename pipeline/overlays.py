@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from PIL import Image
 from manifests.commits import read_rows
 from manifests.disk import make_private, write_atomic
 from manifests.errors import ReadError
+from manifests.forgetting import WITHDRAWALS
+from manifests.layout import EXPORT_RECORD
 from manifests.types import Chunk, ChunkArrays, ImageRow, Status
 from pipeline.answers import Prediction
 from pipeline.arrivals import Arrivals
+from pipeline.exporting.folder import SCHEMA
 from pipeline.graph import Node
 from stages.images import Placement, letterbox
 from stages.prediction.picture import captioned
@@ -25,6 +29,8 @@ ARRAYS = ("mask", "placement", "status")
 
 def write_overlays(folder: Path, arrivals: Arrivals, masks: Node, predictions: Sequence[Prediction]) -> int:
     """Write `<image_id>.png` for each image with an answer whose file can still be read; return how many.
+
+    The folder is marked as an export, so that no ingest takes its pictures for images.
 
     Parameters
     ----------
@@ -42,7 +48,9 @@ def write_overlays(folder: Path, arrivals: Arrivals, masks: Node, predictions: S
     StoreError
         If the disk is full, read-only, forbidden or failing.
     """
-    make_private(folder)
+    withdrawals = sorted(record.withdrawal_id for record in arrivals.workspace.withdrawals)
+    record = {**SCHEMA, "kind": "overlays", WITHDRAWALS: withdrawals}
+    write_atomic(make_private(folder) / EXPORT_RECORD, json.dumps(record, indent=1) + "\n")
     said = {prediction.image_id: prediction for prediction in predictions if prediction.answer}
     written = 0
     for chunk, row, arrays in _shown(arrivals, masks, set(said)):

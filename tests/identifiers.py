@@ -17,6 +17,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import zarr
 from PIL import Image
 
@@ -39,6 +41,9 @@ IDENTIFIERS: Mapping[str, str] = {
 }
 """Each occurs nowhere else, in whatever spelling."""
 DATA_URI = re.compile(rb"base64,([A-Za-z0-9+/=\s]{16,})")
+DATE = re.compile(r"(\d{4})(\d{2})(\d{2})")
+"""How DICOM writes a date; other files write it with hyphens."""
+PARQUET = b"PAR1"
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -58,7 +63,7 @@ class Search:
         self._exact: dict[bytes, str] = {}
         self._numbers: dict[re.Pattern[bytes], str] = {}
         for what, word in identifiers.items():
-            for text in {word, word.lower(), word.upper()}:
+            for text in {word, word.lower(), word.upper(), DATE.sub(r"\1-\2-\3", word)}:
                 self._add(what, text)
 
     def _add(self, what: str, text: str) -> None:
@@ -122,10 +127,25 @@ def _parts(data: bytes, name: str = "bytes") -> Iterator[tuple[str, bytes]]:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             for member in archive.namelist():
                 yield from _parts(member.encode() + b"\n" + archive.read(member), f"{name}/{member}")
+    elif data.startswith(PARQUET):
+        yield from ((f"{name}/{part}", content) for part, content in _of_parquet(data))
     elif data.startswith(PNG):
         yield from ((f"{name}/{kind}", content) for kind, content in _png_chunks(data))
     for number, coded in enumerate(DATA_URI.findall(data)):
         yield from _parts(base64.b64decode(coded), f"{name}/embedded-{number}")
+
+
+def _of_parquet(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """Metadata and columns of a table, decompressed by pyarrow."""
+    table = pq.read_table(io.BytesIO(data))
+    for key, value in (table.schema.metadata or {}).items():
+        yield "metadata", key + b"\n" + value
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        yield "name of a column", name.encode()
+        if pa.types.is_nested(column.type):
+            yield from ((name, buffer.to_pybytes()) for part in column.chunks for buffer in part.buffers() if buffer)
+        else:
+            yield name, "\n".join(map(str, column.to_pylist())).encode()
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[str, bytes]]:

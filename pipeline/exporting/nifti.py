@@ -6,13 +6,14 @@ import gzip
 import io
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from manifests.errors import ReadError
 from manifests.inventory_file import format_table
+from manifests.nifti_header import nifti_errors, parse_nifti, shape_of
 from manifests.reading import Plane
 from manifests.types import Status
 from manifests.volumes import slice_of, turned
@@ -20,14 +21,12 @@ from pipeline.exporting.folder import ExportFolder
 from pipeline.exporting.selection import Selection, status_word
 from pipeline.exporting.sources import NIFTI, MaskReader, SourceFile, count_others, source_files
 
-if TYPE_CHECKING:
-    from nibabel import Nifti1Header
-
 INDEX = "index.csv"
 COLUMNS = ("image_id", "slice", "label", "split", "status", "file")
-GZIP = b"\x1f\x8b"
 NIFTI1_BYTES = 348
 """Size that the header of NIfTI-1 gives itself."""
+LENGTHS = (1, 2, 3)
+"""Codes of metre, millimetre and micrometre."""
 
 
 def write_nifti(selection: Selection, folder: ExportFolder) -> dict[str, int]:
@@ -64,11 +63,12 @@ def _volume(selection: Selection, file: SourceFile, masks: MaskReader) -> bytes:
     Raises
     ------
     ReadError
-        If the source file is missing or changed.
+        If the source file is missing, changed, or has a header that a volume cannot be made of.
     """
     data = selection.workspace.image_source(file.drop.drop_id).raw(file.first)
     found = [masks.mask(picture) for picture in file.pictures if masks.status(picture) == Status.OK]
-    return encode_nifti(data, file.drop.reading.plane, {mask.row.frame: mask.mask for mask in found})
+    with nifti_errors():
+        return encode_nifti(data, file.drop.reading.plane, {mask.row.frame: mask.mask for mask in found})
 
 
 def encode_nifti(source: bytes, plane: Plane, masks: Mapping[int, NDArray[np.bool_]]) -> bytes:
@@ -90,9 +90,8 @@ def encode_nifti(source: bytes, plane: Plane, masks: Mapping[int, NDArray[np.boo
     """
     import nibabel
 
-    header = _header(source)
-    shape = (*header.get_data_shape(), 1, 1)[:3]
-    volume = np.zeros(shape, np.uint8)
+    header = parse_nifti(io.BytesIO(source))
+    volume = np.zeros(shape_of(header), np.uint8)
     lps = turned(volume, header.get_best_affine())
     for index, mask in masks.items():
         slice_of(lps, plane, index)[...] = mask
@@ -101,16 +100,6 @@ def encode_nifti(source: bytes, plane: Plane, masks: Mapping[int, NDArray[np.boo
     for form in ("qform", "sform"):
         affine, code = getattr(header, f"get_{form}")(coded=True)
         getattr(image, f"set_{form}")(affine, int(code))
-    image.header.set_xyzt_units(header.get_xyzt_units()[0])
+    unit = int(header["xyzt_units"]) % 8
+    image.header["xyzt_units"] = unit if unit in LENGTHS else 0
     return gzip.compress(image.to_bytes(), mtime=0)
-
-
-def _header(source: bytes) -> Nifti1Header:
-    import nibabel
-
-    stream = gzip.GzipFile(fileobj=io.BytesIO(source)) if source.startswith(GZIP) else io.BytesIO(source)
-    head = stream.read(4)
-    stream.seek(0)
-    first = NIFTI1_BYTES in (int.from_bytes(head, order) for order in ("little", "big"))
-    header: Nifti1Header = (nibabel.Nifti1Header if first else nibabel.Nifti2Header).from_fileobj(stream, check=False)
-    return header

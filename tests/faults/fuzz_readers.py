@@ -2,10 +2,10 @@
 
 A child process reads them one after another. Its address space may grow by `MEMORY_BYTES` beyond what it is once
 everything is imported (the size in /proc/self/statm, then RLIMIT_AS), and a file may take `CPU_SECONDS` of processor
-time (ITIMER_PROF, whose signal ends the child; time of the wall would count what other processes do). A file must give
-pixels of the size that its header says, or a `ReadError` with a code of `REASONS`; where that hides a MemoryError, the
-reader has asked for too much. Everything else is reported with its number; `--first NUMBER --files 1 --save FILE`
-brings it back.
+time (ITIMER_PROF, whose signal ends the child; time of the wall would count what other processes do), and, so that one
+that only waits is found too, `WALL_SECONDS` by the clock on the wall (ITIMER_REAL). A file must give pixels of the size
+that its header says, or a `ReadError` with a code of `REASONS`; where that hides a MemoryError, the reader has asked
+for too much. Everything else is reported with its number; `--first NUMBER --files 1 --save FILE` brings it back.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,10 @@ from tests.faults.mutants import mutant, originals
 
 MEMORY_BYTES = 1 << 30
 CPU_SECONDS = 5.0
+WALL_SECONDS = 60.0
 SUFFIXES = {"dicom": ".dcm", "nifti": ".nii.gz", "pictures": ".png"}
+ENDS = {"SIGPROF": f"more than {CPU_SECONDS} s", "SIGALRM": f"waits for more than {WALL_SECONDS} s"}
+"""What is told of a child that a timer has ended, by the name of the signal."""
 READINGS = (
     Reading(),
     Reading(window="range", plane="coronal"),
@@ -58,8 +62,11 @@ def fuzz(kind: str, files: int, seed: int, first: int = 0) -> Iterator[dict[str,
                 yield outcome
         if child.returncode and first < last:
             name = signal.Signals(-child.returncode).name if child.returncode < 0 else f"exit {child.returncode}"
-            told = f"more than {CPU_SECONDS} s" if name == "SIGPROF" else f"died: {name}"
-            yield {"index": first, "failure": told, "name": mutant(originals(kind), seed, first)[0]}
+            yield {
+                "index": first,
+                "failure": ENDS.get(name, f"died: {name}"),
+                "name": mutant(originals(kind), seed, first)[0],
+            }
             first += 1
 
 
@@ -76,11 +83,13 @@ def inside(kind: str, files: int, seed: int, first: int) -> None:
         for index in range(first, first + files):
             name, data = mutant(sources, seed, index)
             path.write_bytes(data)
+            signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
             signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
             started = time.process_time()
             found = outcome(path, data, READINGS[index % len(READINGS)])
             seconds = time.process_time() - started
             signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.setitimer(signal.ITIMER_REAL, 0)
             grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
             line = {"index": index, "name": name, "seconds": seconds, "grown_kb": grown, **found}
             sys.stdout.write(json.dumps(line) + "\n")
@@ -153,6 +162,7 @@ def main() -> int:
 
 
 def _report(kind: str, files: int, seed: int, first: int) -> int:
+    made_at = f"commit {_commit()}, {datetime.now(UTC):%Y-%m-%d}"
     started, counts, failures, slowest, grown = time.monotonic(), Counter[str](), 0, (0.0, -1), 0
     for found in fuzz(kind, files, seed, first):
         counts[found.get("result", "FAILED")] += 1
@@ -164,11 +174,22 @@ def _report(kind: str, files: int, seed: int, first: int) -> int:
             sys.stdout.flush()
     seconds = time.monotonic() - started
     sys.stdout.write(
-        f"{kind}: {sum(counts.values())} mutants of {len(originals(kind))} files, seed {seed}, {seconds:.0f} s; "
-        f"slowest {slowest[0]:.2f} s (index {slowest[1]}), memory grew by {grown / 1024:.0f} MB; {failures} failures\n"
+        f"{kind}: {sum(counts.values())} mutants of {len(originals(kind))} files, seed {seed}, first {first}, "
+        f"{made_at}, {seconds:.0f} s; slowest {slowest[0]:.2f} s (index {slowest[1]}), "
+        f"memory grew by {grown / 1024:.0f} MB; {failures} failures\n"
     )
     sys.stdout.writelines(f"  {count:6d} {name}\n" for name, count in counts.most_common())
     return int(failures > 0)
+
+
+def _commit() -> str:
+    """Which code was read with; a plus follows where files differ from the commit."""
+    command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
 
 
 if __name__ == "__main__":

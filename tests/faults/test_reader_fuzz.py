@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from tests.faults.fuzz_readers import fuzz
+from tests.faults.fuzz_readers import _report, fuzz
 from tests.faults.mutants import mutant, originals
 
 FILES, SEED = 300, 20
@@ -29,15 +31,23 @@ def test_mutant_is_brought_back_by_its_seed_and_number(kind):
 
 
 @pytest.mark.slow
-def test_fuzzer_tells_of_a_crash_a_hang_and_memory_and_goes_on(monkeypatch, tmp_path):
+def test_fuzzer_tells_of_a_crash_a_hang_a_wait_and_memory_and_goes_on(monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "sitecustomize.py").write_text(SABOTAGE)
-    found = {outcome["index"]: outcome.get("failure", "") for outcome in fuzz("pictures", 5, SEED)}
+    found = {outcome["index"]: outcome.get("failure", "") for outcome in fuzz("pictures", 6, SEED)}
     assert found[0] == "died: SIGSEGV"
     assert found[1] == "more than 5.0 s"
     assert found[2].startswith("memory: decode.unreadable")
     assert found[3] == "KeyError: 'other'"
-    assert list(found) == [0, 1, 2, 3, 4]
+    assert found[4] == "waits for more than 60.0 s"
+    assert list(found) == [0, 1, 2, 3, 4, 5]
+
+
+def test_summary_says_seed_commit_and_day(capsys):
+    assert _report("nifti", 3, SEED, 0) == 0
+    assert re.search(
+        rf"seed {SEED}, first 0, commit ([0-9a-f]{{12}}\+?|unknown), \d{{4}}-\d\d-\d\d", capsys.readouterr().out
+    )
 
 
 SABOTAGE = """
@@ -69,6 +79,11 @@ class Finder(MetaPathFinder):
                         raise ReadError("decode.unreadable", "hidden") from error
                 if index == 3:
                     raise KeyError("other")
+                if index == 4:
+                    left, _ = signal.getitimer(signal.ITIMER_REAL)
+                    assert 0 < left <= 60
+                    signal.setitimer(signal.ITIMER_REAL, 0.1)
+                    os.read(os.pipe()[0], 1)
                 return probe(path, reading)
 
             sys.modules["__main__"].probe = sabotaged

@@ -15,6 +15,7 @@ from PIL import Image
 from manifests.drops import load_drops, load_rows
 from manifests.ingest import IngestOptions, ingest
 from manifests.layout import DatasetPaths
+from manifests.listing import is_export
 from manifests.types import Split
 from stages.prediction.picture import picture_height
 from tests.conftest import Cli, Finished
@@ -217,7 +218,8 @@ def rows_of(study: Study):
 
 
 def test_pictures_show_every_image_with_its_answer(finished: Study) -> None:
-    pictures = sorted(beside(finished, "pictures").iterdir())
+    assert is_export(beside(finished, "pictures"))
+    pictures = sorted(beside(finished, "pictures").glob("*.png"))
     assert [picture.stem for picture in pictures] == sorted(of_the_study(finished, CELL))
     for picture in pictures:
         with Image.open(picture) as image:
@@ -302,7 +304,7 @@ def test_images_are_read_from_the_folder_that_is_named(study: Study, tmp_path: P
     assert predict(study, second, tmp_path / "out", "--cell", CELL, "--overlay", tmp_path / "pictures").code == 0
     assert_same(told(tmp_path / "out"), told(beside(finished_of(study), "out")))
     assert {row["mask_status"] for row in table(tmp_path / "out" / "predictions.csv")} == {"ok"}
-    assert len(list((tmp_path / "pictures").iterdir())) == 6
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 6
 
 
 def test_image_whose_file_was_away_is_tried_again_once_it_is_back(study: Study, tmp_path: Path) -> None:

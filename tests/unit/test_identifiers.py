@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import gzip
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zarr
 from PIL import Image
 
 from tests.identifiers import GIVEN, IDENTIFIERS, NAME, UID_ROOT, Search, loose_modes
 from tests.planted import texts
+
+IN_PIECES = f"{NAME[:5]}!{NAME[3:]}?" * 99 + NAME
+"""A text in which Snappy puts the name together from what went before."""
 
 
 def in_a_log(folder: Path) -> None:
@@ -45,6 +51,10 @@ def as_a_date(folder: Path) -> None:
     (folder / "table.csv").write_text("1,19370213,0.5")
 
 
+def as_a_date_with_hyphens(folder: Path) -> None:
+    (folder / "table.csv").write_text("1,1937-02-13,0.5")
+
+
 def as_an_unsalted_hash(folder: Path) -> None:
     (folder / "table.csv").write_text(hashlib.sha256(IDENTIFIERS["id"].encode()).hexdigest())
 
@@ -72,6 +82,31 @@ def in_a_picture_inside_a_page(folder: Path) -> None:
     (folder / "index.html").write_bytes(b'<img src="data:image/png;base64,' + data + b'">')
 
 
+def in_a_column_of_parquet(folder: Path) -> None:
+    packed(folder / "embeddings.parquet", pa.table({"label": [IN_PIECES, "x"]}))
+
+
+def packed(file: Path, table: pa.Table) -> None:
+    pq.write_table(table, file, compression="snappy", use_dictionary=False, write_statistics=False)
+    assert NAME.encode() not in file.read_bytes()
+
+
+def in_a_date_of_parquet(folder: Path) -> None:
+    born = datetime.date.fromisoformat(IDENTIFIERS["birth date"])
+    pq.write_table(pa.table({"day": [born]}), folder / "embeddings.parquet")
+
+
+def in_the_metadata_of_parquet(folder: Path) -> None:
+    table = pa.table({"label": ["x"]}).replace_schema_metadata({"source": f"/scans/{NAME}"})
+    pq.write_table(table, folder / "embeddings.parquet")
+
+
+def in_vectors_of_parquet(folder: Path) -> None:
+    values = np.frombuffer(IN_PIECES.encode(), np.uint8)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(values), len(values))
+    packed(folder / "embeddings.parquet", pa.table({"original": vectors}))
+
+
 def in_pixels(folder: Path) -> None:
     values = np.frombuffer(NAME.encode(), np.uint8).reshape(1, -1)
     Image.fromarray(values).save(folder / "thumbnail.png")
@@ -93,12 +128,17 @@ PLANTS = (
     in_base64,
     in_hex,
     as_a_date,
+    as_a_date_with_hyphens,
     as_an_unsalted_hash,
     in_the_name_of_a_folder,
     in_a_gzip,
     in_an_archive_of_numpy,
     in_a_compressed_text_of_a_picture,
     in_a_picture_inside_a_page,
+    in_a_column_of_parquet,
+    in_a_date_of_parquet,
+    in_the_metadata_of_parquet,
+    in_vectors_of_parquet,
     in_pixels,
     in_an_array,
     in_an_array_of_texts,

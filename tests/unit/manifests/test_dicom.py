@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from pydicom import Dataset
-from pydicom.uid import JPEG2000, JPEG2000Lossless, RLELossless
+from pydicom.uid import JPEG2000, ExplicitVRBigEndian, ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
 from manifests.errors import ReadError
 from tests.unit.manifests.dicoms import (
@@ -139,6 +139,15 @@ def test_window_of_the_configuration_wins_over_the_file_and_its_table():
     assert codes(data, window=(-600, 1500)) == "dicom,window--600-1500"
 
 
+@pytest.mark.parametrize("width", [0.25, 1.0])
+def test_narrow_window_of_the_configuration_is_exact(width):
+    stored = (np.arange(256) * 4).reshape(16, 16).astype(np.uint16)
+    data = dicom(stored, RescaleSlope="0.001", RescaleIntercept=0)
+    expected = np.clip(((stored * 0.001 - 0.5) / width + 0.5) * 255, 0, 255)
+    assert np.abs(grey(data, window=(0.5, width)) - expected).max() <= 0.5001
+    assert codes(data, window=(0.5, width)) == f"dicom,rescale,window-0.5-{width:g}"
+
+
 def test_range_of_the_configuration_wins_over_the_file():
     data = dicom(CT_VALUES, WindowCenter=40, WindowWidth=400)
     assert np.array_equal(grey(data, window="range"), spread(CT_VALUES.astype(int), -1024, 3056))
@@ -165,6 +174,31 @@ def test_values_beyond_a_table_have_its_first_and_last_entry():
     data = dicom(CT_VALUES, VOILUTSequence=[table([10, 20, 30], -1, 8)])
     expected = np.where(CT_VALUES < 0, 10, np.where(CT_VALUES > 0, 30, 20))
     assert np.array_equal(grey(data), expected)
+
+
+def packed(entries: NDArray[np.uint8], bits: int, order: str, *, words: bool) -> Dataset:
+    """A table of 8-bit entries, two a word, as bytes or as numbers."""
+    made = table([0] * len(entries), 0, bits)
+    found = np.frombuffer(entries.tobytes() + bytes(len(entries) % 2), "<u2")
+    made.add_new("LUTData", *(("US", found.tolist()) if words else ("OW", found.astype(f"{order}u2").tobytes())))
+    return made
+
+
+@pytest.mark.parametrize("words", [False, True])
+@pytest.mark.parametrize(("order", "syntax"), [("<", ExplicitVRLittleEndian), (">", ExplicitVRBigEndian)])
+@pytest.mark.parametrize(("n", "bits"), [(256, 8), (255, 8), (256, 7)])
+def test_table_of_two_entries_a_word_is_unpacked(n, bits, order, syntax, words):
+    entries = (np.random.default_rng(0).permutation(n) % 2**bits).astype(np.uint8)
+    made = dataset(RAMP.astype(np.uint8), VOILUTSequence=[packed(entries, bits, order, words=words)])
+    expected = np.rint(entries[np.minimum(RAMP, n - 1)] * (255 / (2**bits - 1)))
+    assert np.array_equal(grey(file_of(made, syntax)), expected)
+
+
+@pytest.mark.parametrize(("n", "entries", "bits"), [(100, 256, 8), (128, 256, 9), (100, 256, 16), (1000, 0, 16)])
+def test_table_of_fewer_entries_than_it_says_is_refused(n, entries, bits):
+    lut = table([1] * n, 0, bits)
+    lut.LUTDescriptor = [entries, 0, bits]
+    assert why_not(dicom(RAMP.astype(np.uint8), VOILUTSequence=[lut])).reason == "decode.unreadable"
 
 
 def test_modality_table_comes_before_the_window():

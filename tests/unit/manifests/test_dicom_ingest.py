@@ -10,7 +10,7 @@ import pytest
 from pydicom import Dataset
 
 from manifests.drops import load_drops, load_rows
-from manifests.errors import InventoryError
+from manifests.errors import InventoryError, ReadError
 from manifests.ingest import IngestOptions, IngestReport, ingest
 from manifests.inventory import Scan, scan
 from manifests.layout import DatasetPaths
@@ -76,9 +76,20 @@ def test_source_of_nothing_but_structures_is_refused_with_what_it_holds(source):
 
 def test_damaged_file_is_a_row_with_its_reason(source):
     put(source, "a/1.dcm", ct(1))
-    put(source, "a/2.dcm", b"\x30\x80" + bytes.fromhex("06092a864886f70d010703") + bytes(99))
+    put(source, "a/2.dcm", ENVELOPE)
     reasons = {item.path: item.reason for item in scan(source).items}
     assert reasons == {"a/1.dcm": "", "a/2.dcm": "decode.encrypted"}
+
+
+def test_encrypted_file_is_a_row_of_the_drop_that_tells_so_when_it_is_read(source):
+    put(source, "a/1.dcm", ct(1))
+    put(source, "a/2.dcm", ENVELOPE)
+    ingested(source)
+    paths = DatasetPaths(source.parent / "work")
+    row = next(row for row in load_rows(paths, load_drops(paths)[0]) if row.path == "a/2.dcm")
+    assert (row.width, row.height, row.bytes) == (0, 0, len(ENVELOPE))
+    with pytest.raises(ReadError, match=r"decode\.encrypted"):
+        ImageSource(source).read(row)
 
 
 def test_burned_in_annotations_are_counted_by_what_files_say(source):
@@ -244,6 +255,45 @@ def test_lines_of_a_csv_whose_files_have_not_come_are_counted(source):
     assert ([item.label for item in found.items], found.absent) == (["x"], 2)
     with pytest.raises(InventoryError, match="No line of the CSV names a DICOM file"):
         with_csv(source, "series,label\n1.2,y\n1.3,y\n")
+
+
+ENVELOPE = b"\x30\x80" + bytes.fromhex("06092a864886f70d010703") + bytes(99)
+"""The beginning of an encrypted file."""
+
+
+@pytest.mark.parametrize(
+    ("elements", "reason"),
+    [
+        ({"RescaleSlope": 0, "RescaleIntercept": 1}, "decode.unreadable"),
+        ({"PhotometricInterpretation": "HSV"}, "decode.mode"),
+    ],
+)
+def test_file_that_a_line_names_and_whose_picture_is_refused_is_a_row_with_its_reason(source, elements, reason):
+    put(source, "a/1.dcm", ct(1, StudyInstanceUID="1.1"))
+    put(source, "a/2.dcm", ct(2, StudyInstanceUID="1.2", **elements))
+    found = with_csv(source, "study,label\n1.1,x\n1.2,y\n")
+    assert [(item.label, item.reason) for item in found.items] == [("x", ""), ("y", reason)]
+    assert (found.absent, found.unnamed, found.unreadable) == (0, 0, 0)
+
+
+def test_dicom_objects_of_an_export_are_named_by_no_line(source):
+    put(source, "a/1.dcm", ct(1, StudyInstanceUID="1.1"))
+    put(source, "out/2.dcm", ct(2, StudyInstanceUID="1.1"))
+    put(source, "out/export.json", b'{"schema": "medfocus.export"}')
+    found = with_csv(source, "study,label\n1.1,x\n")
+    assert [item.path for item in found.items] == ["a/1.dcm"]
+
+
+def test_files_whose_uids_cannot_be_read_are_counted(source):
+    put(source, "a/1.dcm", ct(1, StudyInstanceUID="1.1"))
+    put(source, "a/2.dcm", ENVELOPE)
+    put(source, "a/3.png", b"no picture")
+    labels = put(source.parent, "labels.csv", b"study,label\n1.1,x\n1.2,y\n")
+    report = ingested(source, labels=labels)
+    assert (report.new, report.absent, report.unnamed, report.unreadable) == (1, 1, 2, 1)
+    labels.write_text("study,label\n1.2,y\n")
+    with pytest.raises(InventoryError, match="1 DICOM files there have a header that cannot be read"):
+        ingested(source, labels=labels)
 
 
 def test_csv_with_semicolons_is_told_so(source):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from manifests.drops import dataset_classes, load_drops, load_locations, load_rows
+from manifests.errors import InventoryError
 from manifests.ingest import IngestOptions, IngestReport, ingest
 from manifests.layout import DatasetPaths, Workdir
 from manifests.readers import ImageSource
@@ -259,6 +260,12 @@ def test_report_names_every_file_of_the_source_known_ones_too(paths, source):
     again = take(paths, source).files
     assert sorted(again) == ["a/2.png", "a/3.png", "a/4.png", "b/0.png", "b/1.png"]
     assert {path: again[path] for path in first} == first
+
+
+def test_source_that_is_an_export_is_refused(paths, source):
+    put(source, "export.json", b'{"schema": "medfocus.export"}')
+    with pytest.raises(InventoryError, match="is an export of MedFocus, and its pictures are results"):
+        take(paths, source)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,21 @@ def test_csv_uses_only_what_it_names(source):
     assert len(with_csv(source, "file\nb.png\n").items) == 1
 
 
+def test_images_of_an_export_are_not_missed_in_a_csv(source):
+    put(source, "a.png", 1)
+    put(source, "out/9.png", 9)
+    assert with_csv(source, "file\na.png\n").unnamed == 1
+    put(source, "out/export.json", b'{"schema": "medfocus.export"}')
+    assert with_csv(source, "file\na.png\n").unnamed == 0
+
+
+def test_file_counts_where_a_csv_has_uids_too(source):
+    put(source, "a.png", 1)
+    assert labels(with_csv(source, "file,study,label\na.png,1.2,x\n")) == {"a.png": "x"}
+
+
 BAD_CSV = {
+    "file and UID": ("file,study\na.png,1.2\n", {"file": "file", "study": "study"}, "by file or UIDs, not both"),
     "no such column": ("path\na.png\n", None, "no column 'file'; it has: path"),
     "named column is absent": ("file\na.png\n", {"label": "dx"}, "no column 'dx'"),
     "unknown role": ("file\na.png\n", {"dx": "file"}, "Unknown role 'dx'.*file, label, split, group, mask"),

@@ -93,6 +93,20 @@ def test_slice_is_withdrawn_by_its_path(source: Path, name: str) -> None:
     assert withdraw(paths_of(source), "x", image_ids=[name]).image_ids == (slice_of(source, 3),)
 
 
+@pytest.mark.parametrize("name", ["x/old.nii.gz", "x/moved.nii.gz"])
+def test_all_slices_are_withdrawn_by_the_path_of_their_volume(source: Path, name: str) -> None:
+    expected = {slice_of(source, frame) for frame in range(4)}
+    assert set(withdraw(paths_of(source), "x", image_ids=[name]).image_ids) == expected
+
+
+def test_volume_that_was_changed_is_withdrawn_by_no_path(source: Path) -> None:
+    values = np.random.default_rng(1).integers(0, 1000, (6, 7, 4)).astype(np.int16)
+    put(source, "x/moved.nii.gz", zipped(nifti(values)))
+    taken(source)
+    with pytest.raises(InventoryError, match="names 8 images, because a file was changed"):
+        withdraw(paths_of(source), "x", image_ids=["x/moved.nii.gz"])
+
+
 def test_picture_is_withdrawn_by_its_path(source: Path) -> None:
     (row,) = (row for row in rows_of(source) if row.path == "y/2.png")
     assert withdraw(paths_of(source), "x", image_ids=["y/2.png"]).image_ids == (row.image_id,)

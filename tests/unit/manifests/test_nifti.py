@@ -5,14 +5,18 @@ from __future__ import annotations
 import gzip
 import itertools
 import zlib
+from collections.abc import Iterator
 
 import nibabel
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
-from manifests import nifti_files
+from manifests import nifti_files, nifti_header
 from manifests.errors import ReadError
 from manifests.readers import probe
+from manifests.reading import Reading
+from manifests.volumes import turned_affine
 from tests.unit.manifests.dicoms import linear, spread
 from tests.unit.manifests.niftis import (
     PLANES,
@@ -82,6 +86,25 @@ def test_affine_that_drops_an_axis_is_refused(affine):
     assert why_not(data).reason == "decode.unreadable"
     with pytest.raises(ReadError, match=r"decode\.unreadable"):
         header(data)
+
+
+@pytest.mark.parametrize("changes", [[(0, 0.0)], [(0, 7.0)], [(3, 0.0)], [(1, -2.0)], [(0, 0.0), (1, -2.0), (2, 0.0)]])
+@pytest.mark.parametrize("codes", [{"qform_code": 1, "sform_code": 0}, {"qform_code": 0, "sform_code": 0}])
+@pytest.mark.parametrize("image_class", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_spacing_that_means_nothing_is_mended_as_nibabel_does(image_class, codes, changes):
+    pixdim = np.array([1, 2, 2.5, 3, 0, 0, 0, 0])
+    for place, number in changes:
+        pixdim[place] = number
+    data = nifti(VALUES, image_class=image_class, pixdim=pixdim, quatern_b=0.6, **codes)
+    found = header(data)
+    theirs = image_class.from_bytes(data)
+    assert np.allclose(np.reshape(found.affine, (4, 4)), turned_affine(VALUES.shape, theirs.affine))
+    assert np.array_equal(picture(data, 2, window="range"), looked_at(VALUES, theirs.affine, "axial")[2])
+
+
+def test_mending_a_header_is_not_logged(caplog):
+    header(nifti(VALUES, pixdim=[0, -2, 0, 3, 0, 0, 0, 0], qform_code=1, sform_code=0, magic=b"DOE"))
+    assert caplog.text == ""
 
 
 # Kinds of files.
@@ -183,6 +206,18 @@ def test_percentiles_are_of_the_whole_volume(percentiles):
     low, high = np.percentile(stored(), percentiles)
     expected = spread(looked_at(stored(), RAS, "axial")[5].astype(float), low, high)
     assert np.array_equal(picture(nifti(stored()), 5, percentiles=percentiles), expected)
+
+
+def test_map_from_0_to_1_is_shown_in_a_window_of_width_1():
+    values = (stored() / 1000).astype(np.float32)
+    expected = spread(looked_at(values, RAS, "axial")[3].astype(float), 0, 1)
+    assert np.array_equal(picture(nifti(values), 3, window=(0.5, 1.0)), expected)
+
+
+@pytest.mark.parametrize("window", [(0.5, 0), (40, -1), (40, np.inf), (np.nan, 1)])
+def test_window_without_a_width_is_refused(window):
+    with pytest.raises(ValidationError, match="a width is above 0"):
+        Reading(window=window)
 
 
 def test_one_value_has_one_level_in_all_slices_of_a_volume():
@@ -289,14 +324,66 @@ def test_offset_beyond_the_file_or_before_it_is_refused_or_ignored():
     assert np.array_equal(picture(nifti(VALUES, vox_offset=-5.0), 1), picture(nifti(VALUES), 1))
 
 
-def test_compressed_file_is_inflated_no_further_than_its_volume(monkeypatch):
-    packer = zlib.compressobj(wbits=31)
+class Inflated:
+    """Counts the bytes that are inflated."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.n_bytes = 0
+        inflating = nifti_header._inflating
+
+        def counted(data: bytes, most: int) -> Iterator[bytes]:
+            for part in inflating(data, most):
+                self.n_bytes += len(part)
+                yield part
+
+        patch.setattr(nifti_header, "_inflating", counted)
+
+
+def test_compressed_file_is_inflated_no_further_than_its_volumes(monkeypatch):
+    packer, inflated = zlib.compressobj(wbits=31), Inflated(monkeypatch)
     bomb = packer.compress(nifti(VALUES)) + packer.compress(bytes(50_000_000)) + packer.flush()
-    sizes = []
-    inflated = nifti_files._inflated
-    monkeypatch.setattr(nifti_files, "_inflated", lambda data, most: sizes.append(most) or inflated(data, most))
     assert np.array_equal(picture(bomb, 1), picture(nifti(VALUES), 1))
-    assert max(sizes) < 1000
+    assert inflated.n_bytes < 2000
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_damage_behind_the_volume_that_is_read_is_found(members):
+    whole = nifti(np.random.default_rng(0).integers(0, 255, (20, 20, 20, 9)).astype(np.uint8))
+    data = zipped(whole) if members == 1 else zipped(whole[:50000]) + zipped(whole[50000:])
+    picture(data, 3)
+    assert why_not(data[:-8] + bytes(4) + data[-4:], 3).reason == "decode.unreadable"
+    assert why_not(data[:-200], 3).reason == "decode.truncated"
+    assert why_not(zipped(whole[:-1]), 3).reason == why_not(whole[:-1], 3).reason == "decode.truncated"
+
+
+@pytest.mark.parametrize("part", [2, 3, 64, 1 << 16])
+def test_file_of_many_members_is_the_same_however_they_are_read(monkeypatch, part):
+    data = nifti(VALUES)
+    members = [b"", data[:100], data[100:352], b"", data[352:], b""]
+    monkeypatch.setattr(nifti_header, "PART", part)
+    assert np.array_equal(picture(b"".join(map(zipped, members)), 2), picture(data, 2))
+
+
+def test_file_of_absurdly_many_members_is_refused(monkeypatch):
+    monkeypatch.setattr(nifti_header, "MOST_MEMBERS", 9)
+    assert why_not(zipped(b"") * 9 + zipped(nifti(VALUES))).reason == "decode.too_large"
+    picture(zipped(b"") * 8 + zipped(nifti(VALUES)))
+
+
+def test_rest_of_a_file_is_inflated_once_whichever_volumes_are_read(monkeypatch):
+    data, inflated, one = zipped(nifti(SERIES)), Inflated(monkeypatch), SERIES.nbytes // 3
+    monkeypatch.setattr(nifti_files, "_SOUND", set())
+    for number in (0, 1, 0, 1):
+        picture(data, 3, volume=number)
+    assert inflated.n_bytes == 4 * 541 + (352 + 3 * one) + 2 * (353 + 2 * one) + (353 + one)
+
+
+def test_what_is_inflated_to_find_damage_has_a_limit(monkeypatch):
+    data = zipped(nifti(np.zeros((20, 20, 20, 50), np.uint8)))
+    monkeypatch.setattr(nifti_files, "MOST_BYTES", 10_000)
+    inflated = Inflated(monkeypatch)
+    picture(data)
+    assert inflated.n_bytes < 12_000
 
 
 def test_volume_beyond_the_limit_is_refused_before_it_is_inflated(monkeypatch):
@@ -305,12 +392,10 @@ def test_volume_beyond_the_limit_is_refused_before_it_is_inflated(monkeypatch):
 
 
 def test_slices_of_a_compressed_volume_inflate_it_once(monkeypatch):
-    data, sizes = zipped(nifti(stored())), []
-    inflated = nifti_files._inflated
-    monkeypatch.setattr(nifti_files, "_inflated", lambda data, most: sizes.append(most) or inflated(data, most))
+    data, inflated = zipped(nifti(stored())), Inflated(monkeypatch)
     for number in range(8):
         picture(data, number)
-    assert [size for size in sizes if size > 600] == [352 + stored().nbytes]
+    assert inflated.n_bytes == 541 + 352 + stored().nbytes
 
 
 def test_no_error_says_a_text_of_the_file():

@@ -9,8 +9,11 @@ import pytest
 
 from manifests.errors import InventoryError
 from manifests.fingerprint import digest_bytes
+from manifests.ingest import IngestOptions, ingest
 from manifests.inventory import Scan, scan
+from manifests.layout import DatasetPaths
 from manifests.pseudonyms import read_salt
+from pipeline.commands import do_ingest
 from tests.unit.manifests.pictures import put
 
 
@@ -52,7 +55,7 @@ def test_default_salt_lies_in_the_home_folder(tmp_path, monkeypatch):
 
 
 def test_salt_of_a_process_that_was_first_stays(salt, monkeypatch):
-    put(salt.parent, "salt", b"first\n")
+    put(salt.parent, "salt", b"first\n").chmod(0o600)
     monkeypatch.setattr(Path, "exists", lambda self: False)
     assert read_salt() == "first"
     assert len(list(salt.parent.iterdir())) == 1
@@ -60,9 +63,41 @@ def test_salt_of_a_process_that_was_first_stays(salt, monkeypatch):
 
 @pytest.mark.parametrize("content", [b"", b"\xff"])
 def test_unusable_salt_is_refused(salt, content):
-    put(salt.parent, "salt", content)
-    with pytest.raises(InventoryError, match="salt"):
+    put(salt.parent, "salt", content).chmod(0o600)
+    with pytest.raises(InventoryError, match=r"salt .*(empty|neither read)"):
         read_salt()
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o620])
+def test_salt_that_others_can_open_is_refused_with_the_way_out(salt, mode):
+    put(salt.parent, "salt", b"first\n").chmod(mode)
+    with pytest.raises(InventoryError, match=r"Others can read the salt.*chmod 600 .*salt"):
+        read_salt()
+    salt.chmod(0o600)
+    assert read_salt() == "first"
+
+
+def test_salt_in_the_folder_of_the_data_set_is_refused_before_it_is_made(source, tmp_path, monkeypatch):
+    put(source, "a/1.png", 1)
+    (tmp_path / "link").symlink_to(tmp_path / "work")
+    monkeypatch.setenv("MEDFOCUS_SALT_FILE", str(tmp_path / "link" / "d" / "salt"))
+    with pytest.raises(InventoryError, match=r"in the work folder.*MEDFOCUS_SALT_FILE=FILE"):
+        ingest(DatasetPaths(tmp_path / "work" / "d"), source, IngestOptions(dataset="d"))
+    assert not (tmp_path / "work").exists()
+
+
+def test_user_without_a_home_needs_no_salt_where_no_group_is_named(source, tmp_path, monkeypatch):
+    put(source, "a/1.png", 1)
+    monkeypatch.delenv("MEDFOCUS_SALT_FILE")
+    monkeypatch.setattr(Path, "expanduser", lambda self: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert ingest(DatasetPaths(tmp_path / "work"), source, IngestOptions(dataset="d")).new == 1
+
+
+def test_salt_beside_the_data_sets_is_refused(source, tmp_path, monkeypatch):
+    put(source, "a/1.png", 1)
+    monkeypatch.setenv("MEDFOCUS_SALT_FILE", str(tmp_path / "work" / "salt"))
+    with pytest.raises(InventoryError, match="in the work folder"):
+        do_ingest(tmp_path / "work", source, IngestOptions(dataset="d"), as_json=False)
 
 
 def test_id_of_a_file_that_cannot_be_read_is_a_salted_hash_of_its_path(source, salt, monkeypatch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +56,17 @@ def dicom_file(path: Path, sop_class: str, shape: tuple[int, ...], **more: Any) 
     return made
 
 
-def stack_geometry(n: int) -> dict[str, Any]:
-    """Functional groups of an enhanced CT of n slices, with a name in them."""
+def stack_geometry(n: int, turn: Sequence[float] = IN_THE_PATIENT["ImageOrientationPatient"]) -> dict[str, Any]:
+    """Functional groups of an enhanced CT of n slices along the normal of an orientation, with a name in them."""
+    along = np.cross(turn[:3], turn[3:])
     shared, measures, orientation = Dataset(), Dataset(), Dataset()
     measures.PixelSpacing, measures.SliceThickness = IN_THE_PATIENT["PixelSpacing"], 3
-    orientation.ImageOrientationPatient = IN_THE_PATIENT["ImageOrientationPatient"]
+    orientation.ImageOrientationPatient = list(turn)
     shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
     frames = []
     for number in range(n):
         frame, position, content = Dataset(), Dataset(), Dataset()
-        position.ImagePositionPatient = [-10, -20, 3 * number]
+        position.ImagePositionPatient = [float(place) for place in [-10, -20, 0] + 3 * number * along]
         content.FrameComments = PLANTED[0]
         frame.PlanePositionSequence, frame.FrameContentSequence = [position], [content]
         frames.append(frame)

@@ -34,6 +34,11 @@ from tests.unit.pipeline.files_of_scanners import (
 )
 
 KEY = "masks[supplied]"
+_TURN = np.deg2rad([25, 10])
+_COS, _SIN = np.cos(_TURN), np.sin(_TURN)
+OBLIQUE = [float(c) for c in (_COS[0], _SIN[0], 0, -_SIN[0] * _COS[1], _COS[0] * _COS[1], _SIN[1])]
+"""Rows turned about the head's axis, columns tilted out of the axial plane besides."""
+TILTED = {"ImageOrientationPatient": [f"{c:.12f}" for c in OBLIQUE]}
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
         "slice": dicom_file(source / "slice.dcm", CT, (37, 91), **IN_THE_PATIENT),
         "still": dicom_file(source / "still.dcm", SECONDARY, (50, 33), LossyImageCompression="01"),
         "cine": dicom_file(source / "cine.dcm", US_MANY, (3, 21, 40)),
+        "oblique": dicom_file(source / "oblique.dcm", CT, (30, 26), **{**IN_THE_PATIENT, **TILTED}),
+        "tilted": dicom_file(source / "tilted.dcm", ENHANCED_CT, (4, 22, 25), **stack_geometry(4, OBLIQUE)),
         "stack": dicom_file(source / "stack.dcm", ENHANCED_CT, (5, 24, 31), **stack_geometry(5)),
     }
     paths = DatasetPaths(root / "work" / "scans")
@@ -110,6 +117,36 @@ def test_stack_of_frames_is_one_object_without_the_frame_that_failed(exported: E
     assert made.NumberOfFrames == 4
 
 
+def points(affine: NDArray[np.float64], inside: NDArray[Any]) -> NDArray[np.float64]:
+    """Where the voxels of a mask lie in the patient, in thousandths of a millimetre, sorted."""
+    places = np.argwhere(inside) @ affine[:3, :3].T + affine[:3, 3]
+    return np.unique(np.rint(places * 1000), axis=0)
+
+
+def test_oblique_image_keeps_its_orientation(exported: Exported) -> None:
+    ((row, mask),) = exported.rows("oblique")
+    made = exported.segmentation(row)
+    group = made.SharedFunctionalGroupsSequence[0]
+    assert np.allclose(group.PlaneOrientationSequence[0].ImageOrientationPatient, OBLIQUE)
+    volume = made.get_volume(combine_segments=True)
+    across, down = np.array(OBLIQUE[:3]), np.array(OBLIQUE[3:])
+    assert np.allclose(volume.affine[:3, 1:3], np.stack([down * 0.5, across * 0.75], axis=1))
+    assert np.allclose(volume.position, IN_THE_PATIENT["ImagePositionPatient"])
+    assert np.array_equal(volume.array[0].astype(bool), mask)
+
+
+def test_pixels_of_an_oblique_stack_lie_where_those_of_its_source_do(exported: Exported) -> None:
+    rows, expected = exported.rows("tilted"), []
+    across, down = np.array(OBLIQUE[:3]), np.array(OBLIQUE[3:])
+    for row, mask in rows:
+        affine = np.eye(4)
+        affine[:3, 0], affine[:3, 1] = down * 0.5, across * 0.75
+        affine[:3, 3] = [-10, -20, 0] + 3 * row.frame * np.cross(across, down)
+        expected.append(points(affine, mask[:, :, None]))
+    volume = exported.segmentation(rows[0][0]).get_volume(combine_segments=True)
+    assert np.array_equal(points(volume.affine, volume.array), np.unique(np.concatenate(expected), axis=0))
+
+
 def test_loop_without_geometry_is_one_object_a_frame_that_names_it(exported: Exported) -> None:
     for row, mask in exported.rows("cine"):
         made = exported.segmentation(row)
@@ -135,7 +172,7 @@ def test_repeated_export_gives_the_same_bytes(exported: Exported, tmp_path: Path
     do_export(exported.workspace, "dicom-seg", ExportOptions(tmp_path / "again"), as_json=False)
     first, second = ({f.name: f.read_bytes() for f in out.iterdir()} for out in (exported.out, tmp_path / "again"))
     assert first == second
-    assert len(first) == 1 + 1 + 3 + 1 + 2
+    assert len(first) == 1 + 1 + 3 + 1 + 1 + 1 + 2
 
 
 def test_source_that_is_gone_is_a_line_of_the_index(exported: Exported, tmp_path: Path) -> None:

@@ -19,8 +19,11 @@ from pycocotools.coco import COCO
 from manifests import disk
 from manifests.commits import publish_chunk, read_rows, retire
 from manifests.errors import InventoryError, StoreError, UsageError
+from manifests.ingest import IngestOptions, ingest
+from manifests.layout import DatasetPaths
 from manifests.types import Chunk, ImageRow, ItemOutcome, Status, UnitResult
 from manifests.withdrawals import withdraw
+from pipeline.config import load_config
 from pipeline.destinations import check_outside_sources
 from pipeline.exporting.command import ExportOptions, do_export
 from pipeline.mending import do_gc
@@ -30,7 +33,9 @@ from pipeline.workspace import Workspace
 from stages.base import empty_arrays, status_array
 from stages.images import Placement, place, unletterbox
 from tests.stores import Stopped, stop_at
+from tests.unit.manifests.niftis import nifti
 from tests.unit.pipeline.committed_study import commit_chunks, complete, ingested, reopened
+from tests.unit.pipeline.files_of_scanners import CT, IN_THE_PATIENT, US_MANY, commit_masks, dicom_file
 
 # Of pycocotools' decoder under NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
@@ -45,12 +50,31 @@ def study(tmp_path_factory: pytest.TempPathFactory, phantom_folder: Path) -> Wor
     return complete(ingested(work, phantom_folder), "masks[supplied]", "masks[none]")
 
 
+@pytest.fixture(scope="module")
+def scanned(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Masks of DICOM files, one of them of frames that give an object each, and of two volumes."""
+    root = tmp_path_factory.mktemp("scanned")
+    source = root / "source"
+    source.mkdir()
+    dicom_file(source / "slice.dcm", CT, (37, 91), **IN_THE_PATIENT)
+    dicom_file(source / "cine.dcm", US_MANY, (3, 21, 40))
+    for number in range(2):
+        voxels = np.random.default_rng(number).random((9, 12, 4)).astype(np.float32)
+        (source / f"{number}.nii").write_bytes(nifti(voxels))
+    paths = DatasetPaths(root / "work" / "scans")
+    ingest(paths, source, IngestOptions(dataset="scans", chunk_items=3))
+    workspace = Workspace(paths, load_config(overrides=("canvas_px=64", "masks.policy=supplied")))
+    commit_masks(workspace, "masks[supplied]")
+    return workspace
+
+
 @pytest.fixture
-def export(study: Workspace, tmp_path: Path) -> Export:
+def export(study: Workspace, scanned: Workspace, tmp_path: Path) -> Export:
     """Export into a folder of the test's and return it."""
 
     def call(kind: str, stage: str | None = None, split: str | None = None, name: str = "out") -> Path:
-        do_export(study, kind, ExportOptions(tmp_path / name, stage, split), as_json=False)
+        workspace = scanned if kind in ("dicom-seg", "nifti") else study
+        do_export(workspace, kind, ExportOptions(tmp_path / name, stage, split), as_json=False)
         return tmp_path / name
 
     return call
@@ -208,7 +232,7 @@ def test_repeated_export_writes_nothing_anew(export: Export) -> None:
     assert first == {name: (f.stat().st_ino) for name in ("png", "coco") for f in export(name, name=name).glob("*.*g")}
 
 
-@pytest.mark.parametrize(("kind", "stops"), [("png", 6), ("coco", 4)])
+@pytest.mark.parametrize(("kind", "stops"), [("png", 6), ("coco", 4), ("dicom-seg", 4), ("nifti", 3)])
 def test_stopped_export_goes_on_to_the_same_bytes(
     kind: str, stops: int, export: Export, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
