@@ -14,7 +14,10 @@ from textwrap import dedent
 
 import pytest
 
+from pipeline.cluster_config import ClusterConfig, TlsSettings
+from pipeline.dask_sites import look_at_standing
 from tests.conftest import ROOT, Cli
+from tests.documented import command
 from tests.faults.test_orchestration import faulty, started
 from tests.integration.pipelines import QUICK, digests, events
 from tests.integration.standing import WAIT_S, Certificates, StandingCluster, kill_group
@@ -70,6 +73,18 @@ def config(tls: Certificates, tmp_path: Path) -> Path:
     return tls.config(tmp_path / "config.toml")
 
 
+def test_documented_commands_listen_on_their_interface_alone(tls: Certificates, tmp_path: Path) -> None:
+    with StandingCluster(tmp_path / "standing", tls).start_scheduler() as cluster:
+        cluster.start_worker("cpu")
+        cluster.start_gpu_workers(2)
+        cluster.wait_until(lambda: cluster.said("scheduler").count("Starting worker compute stream") == 3)
+        assert set(cluster.listens_on()) == {"127.0.0.1"}
+        assert len(cluster.listens_on()) >= 1 + 3 * 2, "the port of the scheduler, a nanny or a worker was not seen"
+        files = TlsSettings(ca=tls.ca, cert=tls.cert, key=tls.key)
+        standing = look_at_standing(ClusterConfig(scheduler_file=cluster.file, tls=files))
+    assert (standing.workers, standing.gpus) == (3, True)
+
+
 def on(cluster: StandingCluster, study: Study, *more: object) -> tuple[object, ...]:
     """Arguments of a quick run on a standing cluster."""
     return ("run", "--workdir", study.work, "--scheduler-file", cluster.file, *QUICK, *more)
@@ -88,7 +103,8 @@ def pids(study: Study) -> set[object]:
 def test_standing_workers_share_a_run_and_give_the_results_of_one_process(
     cluster: StandingCluster, study: Study, config: Path, undisturbed: Digests
 ) -> None:
-    done = study.cli(*on(cluster, study, "--config", config))
+    named = {"busi": "phantoms", "shared/dask.json": cluster.file, "tls.toml": config}
+    done = study.cli(*command("pipeline", "--scheduler-file", named), "--workdir", study.work, *QUICK)
     assert done.code == 0, done.err
     assert digests(study.dataset) == undisturbed
     assert len(pids(study)) == 2
