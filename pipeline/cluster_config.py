@@ -61,7 +61,7 @@ class JobSettings(Settings):
     @classmethod
     def _is_time(cls, value: str) -> str:
         if not re.fullmatch(r"\d+:[0-5]\d:[0-5]\d", value):
-            raise ValueError(f"walltime is of the form HH:MM:SS, got {value!r}")
+            raise ValueError("walltime is of the form HH:MM:SS")
         return value
 
     @model_validator(mode="after")
@@ -154,7 +154,7 @@ class ClusterConfig(Settings):
         if self.stands and self.kind != "auto":
             raise ValueError(f"kind {self.kind!r} starts a cluster, but one is named that stands already")
         if self.scheduler and not re.match(r"(tcp|tls)://\S+:\d+$", self.scheduler):
-            raise ValueError(f"scheduler is tcp://HOST:PORT or tls://HOST:PORT, got {self.scheduler!r}")
+            raise ValueError("scheduler is tcp://HOST:PORT or tls://HOST:PORT, which this is not")
         return self
 
     @property
