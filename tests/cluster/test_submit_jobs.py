@@ -57,14 +57,16 @@ def test_driver_that_is_told_to_stop_goes_on_in_the_same_job(new_study: NewStudy
     before = study.committed()
     assert before < len(stage_of(undisturbed, "masks"))
     until(lambda: study.committed() > before, "the job goes on")
-    subprocess.run(["scontrol", "requeue", job], check=True, env=study.slurm.environment(), timeout=60)
+    requeue(study, job)
     until(lambda: study.slurm.restarts(job) == 2, "the job is put back into the queue")
     assert study.slurm.wait(job, LIMIT_S) == {job: "COMPLETED"}
     study.check(stage_of(undisturbed, "masks"))
     assert len(study.jobs()) >= 1 + 3, "each driver submits workers"
 
 
-def test_cancelled_driver_takes_its_jobs_along_and_is_submitted_anew(new_study: NewStudy, undisturbed: Digests) -> None:
+def test_cancelled_driver_takes_its_jobs_along_and_goes_on_when_it_is_requeued(
+    new_study: NewStudy, undisturbed: Digests
+) -> None:
     study = new_study(slow_s=2)
     (job,) = study.submit("--cluster", "slurm", *MASKS, *sets(maximum=1))
     until(lambda: study.committed() > 0, "a unit is committed")
@@ -72,8 +74,9 @@ def test_cancelled_driver_takes_its_jobs_along_and_is_submitted_anew(new_study: 
     assert study.slurm.wait(job) == {job: "CANCELLED"}
     until(lambda: not study.left(), "the workers' jobs have ended too")
     assert study.committed() < len(stage_of(undisturbed, "masks"))
-    (job,) = study.submit("--cluster", "slurm", *MASKS, *sets(maximum=1))
+    requeue(study, job)
     assert study.slurm.wait(job, LIMIT_S) == {job: "COMPLETED"}
+    assert study.slurm.restarts(job) == 1
     study.check(stage_of(undisturbed, "masks"))
 
 
@@ -111,3 +114,8 @@ def test_run_longer_than_its_walltime_is_finished_by_requeues_alone(
 def scancel(study: Study, *arguments: str) -> None:
     """Cancel or signal a job."""
     subprocess.run(["scancel", *arguments], check=True, env=study.slurm.environment(), timeout=60)
+
+
+def requeue(study: Study, job: str) -> None:
+    """Put a job back into the queue, whatever became of it."""
+    subprocess.run(["scontrol", "requeue", job], check=True, env=study.slurm.environment(), timeout=60)
