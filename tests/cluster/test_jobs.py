@@ -63,6 +63,19 @@ def test_cancelled_job_is_replaced_and_its_units_are_not_blamed(new_study: NewSt
     assert "left out" not in done.err
 
 
+def test_unit_that_its_walltime_cuts_off_is_not_blamed(new_study: NewStudy, undisturbed: Digests) -> None:
+    study = new_study(held=True)
+    short = sets("cluster.retries=0", minimum=1, maximum=1, walltime='"00:01:00"', margin_s=25)
+    with study.running(*MASKS, *short) as driver:
+        driver.until(lambda: len({job for job, _ in study.readers()}) == 2, "a second job has the unit that is held")
+        study.gate.unlink()
+        done = driver.finish()
+    assert done.code == 0, done.err
+    study.check(stage_of(undisturbed, "masks"))
+    assert study.reads().most_common(1)[0][1] >= 2, "no unit was cut off"
+    assert "left out" not in done.err
+
+
 @pytest.mark.parametrize("lacking", ["", "nic7"])
 def test_interface_that_is_lacking_is_asked_for_by_name(
     cli: Cli, new_study: NewStudy, undisturbed: Digests, lacking: str
