@@ -29,9 +29,10 @@ def short_jobs(new_study: NewStudy) -> Iterator[tuple[Study, Driver]]:
         yield study, driver
 
 
-def test_whole_study_in_jobs_is_the_same_and_closed_to_others(new_study: NewStudy, undisturbed: Digests) -> None:
+def test_documented_run_in_jobs_is_the_same_and_closed_to_others(new_study: NewStudy, undisturbed: Digests) -> None:
     study = new_study(held=True)
-    with study.running(*sets(minimum=2, maximum=2)) as driver:
+    two = ("cluster.cpu_jobs.minimum=2", "cluster.cpu_jobs.maximum=2")
+    with study.started(*study.documented("run --stage all --dataset busi --config site.toml", *two)) as driver:
         driver.until(lambda: len(study.readers()) >= 2, "two workers compute")
         assert len({job for job, _ in study.readers()}) == 2
         assert_listens_on_loopback_alone(driver, study)
