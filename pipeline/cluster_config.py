@@ -47,7 +47,10 @@ class JobSettings(Settings):
     maximum: int = Field(default=4, ge=1)
     """Jobs that may run or wait in the queue at once."""
     margin_s: float = Field(default=300.0, gt=10)
-    """A worker takes no further unit this long before its walltime, in seconds: longer than a unit takes."""
+    """A worker takes no further unit this long before its walltime, in seconds: longer than a unit takes.
+
+    A submitted job is told of its walltime so early too.
+    """
     stagger_s: float = Field(default=60.0, ge=0)
     """Workers end up to so much earlier still, so that not all end at once."""
 

@@ -122,7 +122,7 @@ def run_unit(task: UnitTask) -> UnitReport:
             raise
         said = str(error).partition("\n")[0]
         raise BrokenGpuError(
-            f"{task.key}: the GPU of a process does not go on: {said}.", "See docs/cluster.md."
+            f"{task.key}: the GPU of a process does not go on: {said}.", "Run again; if it comes back, look at the GPU."
         ) from error
     finally:
         _release_memory()

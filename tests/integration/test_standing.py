@@ -7,15 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 
-from pipeline.cluster_config import ClusterConfig, TlsSettings
-from pipeline.dask_sites import look_at_standing
 from tests.conftest import ROOT, Cli
 from tests.documented import command
 from tests.faults.test_orchestration import faulty, started
@@ -71,18 +68,6 @@ def study(fresh: Study, tmp_path: Path) -> Study:
 def config(tls: Certificates, tmp_path: Path) -> Path:
     """A configuration that names the cluster's certificates."""
     return tls.config(tmp_path / "config.toml")
-
-
-def test_documented_commands_listen_on_their_interface_alone(tls: Certificates, tmp_path: Path) -> None:
-    with StandingCluster(tmp_path / "standing", tls).start_scheduler() as cluster:
-        cluster.start_worker("cpu")
-        cluster.start_gpu_workers(2)
-        cluster.wait_until(lambda: cluster.said("scheduler").count("Starting worker compute stream") == 3)
-        assert set(cluster.listens_on()) == {"127.0.0.1"}
-        assert len(cluster.listens_on()) >= 1 + 3 * 2, "the port of the scheduler, a nanny or a worker was not seen"
-        files = TlsSettings(ca=tls.ca, cert=tls.cert, key=tls.key)
-        standing = look_at_standing(ClusterConfig(scheduler_file=cluster.file, tls=files))
-    assert (standing.workers, standing.gpus) == (3, True)
 
 
 def on(cluster: StandingCluster, study: Study, *more: object) -> tuple[object, ...]:
@@ -209,16 +194,6 @@ def test_key_that_others_may_read_is_refused(
     assert done.code == 2
     assert "Others may read the private key" in done.err
     assert f"chmod 600 {files.key}" in done.err
-
-
-@pytest.mark.parametrize("address", ["tcp://192.0.2.1:8786", "tcp://10.0.0.5:8786", "tcp://[2001:db8::1]:8786"])
-def test_unencrypted_scheduler_on_another_machine_is_refused_before_it_is_spoken_to(study: Study, address: str) -> None:
-    began = time.monotonic()
-    done = study.cli("run", "--workdir", study.work, "--scheduler", address, *QUICK)
-    assert done.code == 2
-    assert "not encrypted: whoever reaches it can run code as you" in done.err
-    assert "--insecure" in done.err
-    assert time.monotonic() - began < 25
 
 
 SLOW = """
