@@ -52,7 +52,7 @@ def slow(self, row):
     (folder / f"{os.environ.get('SLURM_JOB_ID', 'none')}-{os.getpid()}").touch()
     with (folder / "reads").open("a") as stream:
         stream.write(row.image_id + "\\n")
-    while (folder / "hold").exists():
+    while (folder / "hold").exists() or (folder / f"hold.{row.image_id}").exists():
         time.sleep(0.05)
     time.sleep(float(os.environ["SLOW_S"]))
     return read(self, row)
