@@ -36,6 +36,24 @@ class CanaryError(WorkerRefusedError):
     """This process' model makes something else of the canary than the one whose results are in the store."""
 
 
+class BrokenGpuError(WorkerRefusedError):
+    """This process can use its GPU no more, whatever it computes; a new process may."""
+
+
+BROKEN: Final = ("CUDA error:", "cuDNN error:")
+"""What torch's messages hold once a kernel has failed and the process' context is lost."""
+
+
+def broken_gpu(error: RuntimeError) -> bool:
+    """Whether the error is a CUDA one that ends all work of its process; memory that does not suffice is none."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
+        return False
+    accelerator = getattr(torch, "AcceleratorError", None)  # of torch 2.8 and later
+    return (accelerator is not None and isinstance(error, accelerator)) or any(sign in str(error) for sign in BROKEN)
+
+
 def check_versions(wanted: Mapping[str, str]) -> None:
     """Compare the packages of this process with those of the driver.
 

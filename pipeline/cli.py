@@ -115,9 +115,10 @@ def run(
     json: JsonOption = False,
 ) -> None:
     """Complete a stage and everything it needs; do only what is not committed yet."""
-    from pipeline.commands import do_run, open_workspace
+    from pipeline.commands import open_workspace
     from pipeline.plan import Part
     from pipeline.runner import RunOptions
+    from pipeline.running import do_run
 
     set_up(verbose=verbose)
     overrides = list(set_ or ())

@@ -51,11 +51,10 @@ def submit(
     arguments += ["--preset", preset] if preset else []
     arguments += ["--source", str(source.resolve())] if source else []
     arguments += [part for text in overrides for part in ("--set", text)]
-    settings = load_config(config, overrides, preset).cluster
     do_submit(
         tuple(stages or ("one", "two")),
         arguments,
-        settings,
+        load_config(config, overrides, preset),
         parts=array,
         target=out.resolve() / check_name(name),
         really=send,

@@ -47,7 +47,10 @@ class JobSettings(Settings):
     maximum: int = Field(default=4, ge=1)
     """Jobs that may run or wait in the queue at once."""
     margin_s: float = Field(default=300.0, gt=10)
-    """A worker takes no further unit this long before its walltime, in seconds: longer than a unit takes."""
+    """A worker takes no further unit this long before its walltime, in seconds: longer than a unit takes.
+
+    A submitted job is told of its walltime so early too.
+    """
     stagger_s: float = Field(default=60.0, ge=0)
     """Workers end up to so much earlier still, so that not all end at once."""
 
@@ -61,7 +64,7 @@ class JobSettings(Settings):
     @classmethod
     def _is_time(cls, value: str) -> str:
         if not re.fullmatch(r"\d+:[0-5]\d:[0-5]\d", value):
-            raise ValueError(f"walltime is of the form HH:MM:SS, got {value!r}")
+            raise ValueError("walltime is of the form HH:MM:SS")
         return value
 
     @model_validator(mode="after")
@@ -154,7 +157,7 @@ class ClusterConfig(Settings):
         if self.stands and self.kind != "auto":
             raise ValueError(f"kind {self.kind!r} starts a cluster, but one is named that stands already")
         if self.scheduler and not re.match(r"(tcp|tls)://\S+:\d+$", self.scheduler):
-            raise ValueError(f"scheduler is tcp://HOST:PORT or tls://HOST:PORT, got {self.scheduler!r}")
+            raise ValueError("scheduler is tcp://HOST:PORT or tls://HOST:PORT, which this is not")
         return self
 
     @property

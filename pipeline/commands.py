@@ -13,15 +13,13 @@ import typer
 from manifests.audit import Audit
 from manifests.drops import verify_drops
 from manifests.errors import ExitCode, InventoryError
-from manifests.events import REPORTED, EventLog
 from manifests.ingest import IngestOptions, IngestReport, ingest
 from manifests.integrity import verify
 from manifests.layout import DatasetPaths, Workdir
 from manifests.pseudonyms import check_salt_outside
 from pipeline.config import RunConfig, load_config
 from pipeline.doctor import examine
-from pipeline.logs import counter, duration, log
-from pipeline.runner import Outcome, Runner, RunOptions
+from pipeline.logs import counter, log
 from pipeline.terminal import print_table, visible
 from pipeline.workspace import Workspace
 from stages.models.weights import WeightsFolder
@@ -152,50 +150,6 @@ def _audit_lines(audit: Audit) -> Iterable[str]:
             yield f"  shift of {shift.of} against earlier drops: {shift.distance:.2f} (p = {shift.p_value:.1g})"
     if audit.not_compared:
         yield f"  earlier images whose pixels could not be compared: {audit.not_compared}"
-
-
-def do_run(workspace: Workspace, options: RunOptions, *, as_json: bool) -> int:
-    """Run, say what was done, and return the exit code; `--stage all` ends with the report."""
-    runner = Runner(workspace.paths, workspace.config, options)
-    outcome = runner.run()
-    if not as_json:
-        say(_run_lines(outcome))
-    report = None
-    if _is_whole_study(options, outcome):
-        drops = tuple(drop.drop_id for drop in runner.workspace.drops)
-        shown = Workspace(workspace.paths, workspace.config, options.source, drops)
-        report = do_report(shown, quiet=as_json)
-        with EventLog(workspace.paths.run(outcome.run_id) / "events.jsonl") as events:
-            events.write(REPORTED, report=report.parent.name)
-    if as_json:
-        page = report.relative_to(workspace.paths.root.parent).as_posix() if report else None
-        fields = {"run": outcome.run_id, "exit_code": int(outcome.exit_code), "report": page}
-        print_json({**fields, **outcome.tally.as_json()})
-    return int(outcome.exit_code)
-
-
-def _is_whole_study(options: RunOptions, outcome: Outcome) -> bool:
-    """Whether a run left nothing for a later one, so that its report is the study's."""
-    left = outcome.tally.waiting or outcome.tally.failed_units or options.part
-    return options.stage == "all" and outcome.exit_code in (ExitCode.DONE, ExitCode.FAILURES) and not left
-
-
-def _run_lines(outcome: Outcome) -> Iterable[str]:
-    tally = outcome.tally
-    done = sum(tally.committed.values())
-    if outcome.exit_code is ExitCode.INTERRUPTED:
-        yield f"Stopped by a signal after {done} units; run the same command again to go on."
-    elif not sum(tally.planned.values()) and not tally.waiting:
-        yield "Nothing to do: everything is committed."
-    else:
-        others = f", {tally.elsewhere.total()} by another run" if tally.elsewhere else ""
-        yield f"Done: {done} of {sum(tally.planned.values())} units{others} in {duration(outcome.seconds)}."
-    for node, waits in tally.waiting.items():
-        yield f"  {node} waits for {waits}"
-    for reason, count in sorted(tally.failed_images.items()):
-        yield f"  images without a result: {count} ({reason})"
-    for unit, cause in tally.failed_units.items():
-        yield f"  failed for good: {unit}: {cause}"
 
 
 def store_roots(paths: DatasetPaths) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -27,6 +28,8 @@ from stages.proposals.settings import ProposalsSettings
 from stages.texts.settings import TextsSettings
 
 PRESETS = ("embedded", "paper")
+UNSHOWN = re.compile(r"cluster(\.(jobs|cpu_jobs|tls|scheduler|scheduler_file)(\..*)?)?")
+"""Keys whose values may hold secrets: errors name them alone."""
 
 
 class MasksConfig(MasksSettings):
@@ -186,8 +189,15 @@ def _as_config_error(error: ValidationError) -> ConfigError:
         fix = f"Did you mean {near[0]!r}?" if near else f"Known here: {', '.join(_known_keys(location[:-1]))}."
         return ConfigError(f"The configuration has an unknown key: {dotted}.", fix)
     message = first["msg"].removeprefix("Value error, ")
-    where = f"{dotted} = {first['input']!r}: " if location else ""
+    where = f"{_shown(dotted, first['input'])}: " if location else ""
     return ConfigError(f"The configuration is wrong: {where}{message}.", "docs/configuration.md lists keys and ranges.")
+
+
+def _shown(dotted: str, value: object) -> str:
+    """A key with its wrong value, or alone where that may hold a secret, as whole tables and lists may."""
+    if UNSHOWN.fullmatch(dotted) or not isinstance(value, str | int | float):
+        return dotted
+    return f"{dotted} = {value!r}"
 
 
 def _known_keys(location: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from distributed import Client, KilledWorker, wait
@@ -14,7 +14,8 @@ from distributed.client import TimeoutError as WaitTimeoutError
 from distributed.comm import CommClosedError
 
 from manifests.errors import PipelineError, RefusedError
-from pipeline.canary import WorkerRefusedError
+from pipeline.attempts import Attempt, WorkerDiedError, WorkersEndedError
+from pipeline.canary import BrokenGpuError, WorkerRefusedError
 from pipeline.cluster import Outcome, Stopping
 from pipeline.execute import UnitReport, UnitTask, attempt_unit
 from pipeline.logs import log
@@ -43,27 +44,6 @@ PATIENCE_S: Final = 60.0
 """How often it is said that no worker is there, in seconds."""
 
 
-class WorkerDiedError(PipelineError):
-    """A unit's worker process ended without a word, as often as retries allow."""
-
-
-@dataclass(slots=True)
-class _Attempt:
-    """A unit on its way, and what befell its workers."""
-
-    task: UnitTask
-    name: str
-    deaths: int = 0
-    """Workers that died by themselves while they had the unit."""
-    ended: int = 0
-    """Workers that were ended from outside, or refused."""
-
-    @property
-    def key(self) -> str:
-        """Key of the next submission; Dask must not know it yet."""
-        return f"{self.task.run_id}/{self.name}~{self.deaths + self.ended}"
-
-
 class DaskCluster:
     """Worker processes under Dask's scheduler.
 
@@ -86,6 +66,8 @@ class DaskCluster:
         self._workforce = workforce
         self._refused: set[str] = set()
         """Workers that were sent away."""
+        self._renewed: set[str] = set()
+        """Nannies whose worker was started anew, because its GPU failed."""
         self._gone: set[str] = set()
         """Nannies that are gone."""
         self._looked = self._seen = time.monotonic()
@@ -98,7 +80,7 @@ class DaskCluster:
         from outside, by a walltime or a person, speaks against no unit.
         """
         queue = iter(tasks)
-        flying: dict[Any, _Attempt] = {}
+        flying: dict[Any, Attempt] = {}
         suspects: list[UnitTask] = []
         alone = False
         while True:
@@ -107,10 +89,10 @@ class DaskCluster:
                 task = next(queue, None)
                 if task is None:
                     break
-                self._submit(_Attempt(task, task.key), flying)
+                self._submit(Attempt(task, task.key), flying)
             if not flying and grace_s is None and suspects:
                 alone, task = True, suspects.pop(0)
-                self._submit(_Attempt(task, f"{task.key}#alone"), flying)
+                self._submit(Attempt(task, f"{task.key}#alone"), flying)
             if not flying or (grace_s is not None and grace_s <= 0):
                 self._client.cancel(list(flying))
                 return
@@ -141,14 +123,17 @@ class DaskCluster:
                 if stopping() is not None or len(poison) + len(deadly) > MOST_POISON:
                     return ()
                 name = f"rows {half[0]} to {half[-1]}"
-                if isinstance(self._alone(replace(task, rows=half), name, stopping), WorkerDiedError):
+                result = self._alone(replace(task, rows=half), name, stopping)
+                if isinstance(result, WorkersEndedError):
+                    return ()
+                if isinstance(result, WorkerDiedError):
                     deadly.append(half)
         return tuple(sorted(poison))
 
     def _alone(self, task: UnitTask, name: str, stopping: Stopping) -> UnitReport | Exception:
         """Run one task with nothing beside it, and wait for it, or for the end of the grace after a signal."""
-        flying: dict[Any, _Attempt] = {}
-        self._submit(_Attempt(task, f"{task.key}#{name}"), flying)
+        flying: dict[Any, Attempt] = {}
+        self._submit(Attempt(task, f"{task.key}#{name}"), flying)
         while True:
             for _, result in self._settled(flying):
                 return result
@@ -157,7 +142,7 @@ class DaskCluster:
                 self._client.cancel(list(flying))
                 return RuntimeError("stopped by a signal")
 
-    def _submit(self, attempt: _Attempt, flying: dict[Any, _Attempt]) -> None:
+    def _submit(self, attempt: Attempt, flying: dict[Any, Attempt]) -> None:
         share = GPU_SHARE if attempt.task.planned.chunk else 1
         resources = {"GPU": share} if attempt.task.device == "cuda" else None
         future = self._client.submit(
@@ -165,7 +150,7 @@ class DaskCluster:
         )
         flying[future] = attempt
 
-    def _settled(self, flying: dict[Any, _Attempt]) -> Iterator[Outcome]:
+    def _settled(self, flying: dict[Any, Attempt]) -> Iterator[Outcome]:
         """Wait a little; yield what ended for good, and start anew what a worker's end took with it.
 
         Raises
@@ -181,7 +166,7 @@ class DaskCluster:
                 "The Dask scheduler is gone.", "What was committed stands: run the same command again."
             ) from error
 
-    def _settle(self, flying: dict[Any, _Attempt]) -> Iterator[Outcome]:
+    def _settle(self, flying: dict[Any, Attempt]) -> Iterator[Outcome]:
         try:
             with self._client.as_current():
                 done = list(wait(list(flying), timeout=POLL_S, return_when="FIRST_COMPLETED").done)
@@ -215,24 +200,26 @@ class DaskCluster:
         """Addresses of the workers."""
         return set(self._client.scheduler_info(n_workers=-1)["workers"])
 
-    def _result(self, future: Any, attempt: _Attempt) -> UnitReport | Exception | None:
+    def _result(self, future: Any, attempt: Attempt) -> UnitReport | Exception | None:
         """What became of a unit; None if it must be tried again."""
         error = future.exception()
         if error is None:
             report: UnitReport | PipelineError = future.result()
+            if isinstance(report, BrokenGpuError):
+                return self._renew(report, future, attempt)
             return self._refuse(report, future, attempt) if isinstance(report, WorkerRefusedError) else report
         if isinstance(error, KilledWorker):
             return self._after_death(error.last_worker, attempt)
         return error if isinstance(error, Exception) else RuntimeError(f"the unit was {future.status}")
 
-    def _after_death(self, worker: Any, attempt: _Attempt) -> WorkerDiedError | None:
+    def _after_death(self, worker: Any, attempt: Attempt) -> WorkerDiedError | WorkersEndedError | None:
         """Blame the unit only if its process ended by itself: then its nanny lives, and nobody told it to close."""
         if self._was_ended(worker):
             attempt.ended += 1
             log.info("%s: its worker was ended from outside; the unit is tried again", attempt.task.key)
             if attempt.ended <= MOST_ENDED:
                 return None
-            return WorkerDiedError(f"Its worker was ended from outside {attempt.ended} times.", self._workforce.hint)
+            return WorkersEndedError(f"Its worker was ended from outside {attempt.ended} times.", self._workforce.hint)
         attempt.deaths += 1
         if attempt.deaths <= self._retries:
             return None
@@ -261,9 +248,26 @@ class DaskCluster:
             return False
         return True
 
-    def _refuse(self, error: WorkerRefusedError, future: Any, attempt: _Attempt) -> WorkerRefusedError | None:
+    def _holders(self, future: Any) -> set[str]:
+        """Addresses of the workers that have an answer."""
+        return {address for holders in self._client.who_has([future]).values() for address in holders}
+
+    def _renew(self, error: BrokenGpuError, future: Any, attempt: Attempt) -> WorkerRefusedError | None:
+        """Have a process started anew that can use its GPU no more; at the second time the worker is sent away."""
+        addresses, workers = self._holders(future), self._client.scheduler_info(n_workers=-1)["workers"]
+        nannies = {workers[address]["nanny"] for address in addresses if address in workers}
+        if self._renewed & nannies or None in nannies:
+            return self._refuse(error, future, attempt)
+        self._renewed |= nannies
+        attempt.ended += 1
+        log.error("a worker process is started anew: %s", error)
+        future.release()  # nobody is to compute the answer again that goes with its process
+        self._client.restart_workers(list(addresses), raise_for_error=False)
+        return None
+
+    def _refuse(self, error: WorkerRefusedError, future: Any, attempt: Attempt) -> WorkerRefusedError | None:
         """Send away a worker that may not add to the store; its unit goes to another, if there is one."""
-        addresses = {address for holders in self._client.who_has([future]).values() for address in holders}
+        addresses = self._holders(future)
         future.release()  # nobody is to keep the answer of a worker that goes
         self._client.retire_workers(list(addresses), close_workers=True)
         self._refused |= addresses

@@ -10,11 +10,11 @@ import typer
 
 from manifests.ingest import IngestOptions, ingest
 from manifests.layout import Workdir
-from pipeline.commands import do_run
 from pipeline.config import load_config
 from pipeline.logs import duration
 from pipeline.phantoms import make_phantoms
 from pipeline.runner import RunOptions
+from pipeline.running import do_run
 from pipeline.workspace import Workspace
 
 DATASET = "phantoms"

@@ -19,6 +19,7 @@ from manifests.disk import sync_folder, write_synced
 from manifests.errors import PipelineError
 from manifests.runs import PACKAGES, installed_versions
 from pipeline.canary import device_name
+from pipeline.cluster import choose_device
 from pipeline.cluster_config import ClusterConfig
 from pipeline.config import RunConfig
 from pipeline.contend import KILLS, WRITERS, try_file_system
@@ -28,6 +29,8 @@ from stages.models.weights import WeightsFolder
 
 MIN_FREE_BYTES = 2 * 2**30
 SYNCS = 20
+SLURM_PROGRAMS = ("sbatch", "sinfo", "scontrol")
+"""What submitting, looking at the queue and requeueing need."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +56,7 @@ def examine(workdir: Path, config: RunConfig) -> Iterator[Check]:
     versions = installed_versions()
     for package in PACKAGES:
         yield Check(package, package in versions, versions.get(package, "not installed; run: make setup"))
-    yield Check(
-        "devices", ok=True, detail=f"{len(visible_gpus())} CUDA devices, {len(os.sched_getaffinity(0))} CPU cores"
-    )
+    yield _attempt("devices", lambda: _devices(config.cluster))
     yield _attempt("canary", lambda: _canary(config))
     for model in sorted({config.proposals.model, config.embeddings.model}):
         yield _attempt(f"weights {model}", lambda model=model: _weights(model))  # type: ignore[misc]
@@ -65,6 +66,10 @@ def examine(workdir: Path, config: RunConfig) -> Iterator[Check]:
     yield _attempt("kills", lambda: _in_probe(workdir, _kills))
     if config.cluster.kind == "slurm":
         yield _attempt("slurm", _slurm)
+    elif any(shutil.which(program) for program in SLURM_PROGRAMS):
+        found = _attempt("slurm", _slurm)
+        usable = "usable" if found.ok else "not usable"
+        yield Check("slurm", ok=True, detail=f"{found.detail} ({usable}; cluster.kind is {config.cluster.kind})")
     if config.cluster.stands:
         yield _attempt("scheduler", lambda: _scheduler(config.cluster))
 
@@ -74,6 +79,13 @@ def _attempt(name: str, check: Callable[[], str]) -> Check:
         return Check(name, ok=True, detail=check())
     except (PipelineError, OSError, RuntimeError) as error:
         return Check(name, ok=False, detail=str(error))
+
+
+def _devices(config: ClusterConfig) -> str:
+    """What is here; an error where a run would refuse to go without the GPU that it was promised."""
+    if config.device == "cuda":
+        choose_device(config)
+    return f"{len(visible_gpus())} CUDA devices, {len(os.sched_getaffinity(0))} CPU cores"
 
 
 def _weights(model: str) -> str:
@@ -138,10 +150,11 @@ def _kills(probe: Path) -> str:
 
 
 def _slurm() -> str:
+    for program in SLURM_PROGRAMS:
+        if shutil.which(program) is None:
+            raise OSError(f"{program} is not here: submit from a machine of the cluster")
     try:
         done = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=30, check=False)
-    except FileNotFoundError:
-        raise OSError("scontrol is not here: submit from a machine of the cluster") from None
     except subprocess.TimeoutExpired:
         raise OSError("scontrol ping does not answer within 30 s") from None
     said = " ".join((done.stdout + done.stderr).split())

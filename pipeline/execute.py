@@ -18,7 +18,7 @@ from manifests.errors import PipelineError, UnitError
 from manifests.forgetting import WITHDRAWALS
 from manifests.layout import DatasetPaths
 from manifests.types import Cell, Chunk, ChunkArrays, Status
-from pipeline.canary import check_versions, device_name, meet_canary
+from pipeline.canary import BrokenGpuError, broken_gpu, check_versions, device_name, meet_canary
 from pipeline.cell_data import cell_data
 from pipeline.config import RunConfig
 from pipeline.graph import Node
@@ -101,7 +101,7 @@ def run_unit(task: UnitTask) -> UnitReport:
     Raises
     ------
     PipelineError
-        If weights or the store are at fault; images that cannot be read are rows of the result instead.
+        If weights, the store or the GPU are at fault; images that cannot be read are rows of the result instead.
     """
     import torch
     from threadpoolctl import threadpool_limits
@@ -117,6 +117,13 @@ def run_unit(task: UnitTask) -> UnitReport:
             if task.planned.cell is None:
                 raise ValueError(f"{task.key}: a planned unit has a chunk or a cell, got neither")
             return _run_cell(workspace, node, task.planned.cell, task)
+    except RuntimeError as error:
+        if not broken_gpu(error):
+            raise
+        said = str(error).partition("\n")[0]
+        raise BrokenGpuError(
+            f"{task.key}: the GPU of a process does not go on: {said}.", "Run again; if it comes back, look at the GPU."
+        ) from error
     finally:
         _release_memory()
 

@@ -210,3 +210,9 @@ def served_by(node: Node) -> str:
 def settings_of(node: Node) -> dict[str, Any]:
     """Settings as JSON values, for events and the run record."""
     return node.settings.model_dump(mode="json")
+
+
+def has_model(config: RunConfig, stage: str) -> bool:
+    """Whether units of a stage, or of a group of stages, run or train a model; what they need first is not counted."""
+    stages = GROUPS.get(stage, (stage,))
+    return stage == "all" or any(node.has_model for node in build_graph(config) if served_by(node) in stages)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import subprocess
@@ -14,14 +15,15 @@ from typing import Final
 
 from jinja2 import Environment, StrictUndefined
 
-from manifests.disk import write_atomic
+from manifests.disk import make_private, write_atomic
 from manifests.errors import ConfigError, RefusedError
-from pipeline.cluster_config import ClusterConfig, JobSettings
+from pipeline.cluster_config import JobSettings
 from pipeline.commands import say
-from pipeline.graph import MAP_STAGES, STAGE_CHOICES
+from pipeline.config import RunConfig
+from pipeline.graph import MAP_STAGES, STAGE_CHOICES, has_model
 
-SIGNAL_S: Final = 120
-"""Slurm tells a job so long before its walltime, or up to a minute earlier; where a job is short, a sixth of it."""
+LONGEST_NOTICE_S: Final = 65_535
+"""What Slurm's `--signal` takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +42,11 @@ class Job:
 
     @property
     def signal_s(self) -> int:
-        """The signal comes so long before the walltime; units in flight may take three quarters of it."""
-        return min(SIGNAL_S, self.settings.walltime_s // 6)
+        """The signal comes so long before the walltime, or up to a minute earlier; at most a sixth of the walltime.
+
+        Units in flight may take three quarters of it.
+        """
+        return min(math.ceil(self.settings.margin_s), self.settings.walltime_s // 6, LONGEST_NOTICE_S)
 
     def script(self, python: str = sys.executable) -> str:
         """Text of the script; `python` runs the pipeline."""
@@ -76,7 +81,7 @@ def check_name(name: str) -> str:
 
 
 def plan_jobs(
-    stages: Sequence[str], arguments: Sequence[str], config: ClusterConfig, parts: int, target: Path
+    stages: Sequence[str], arguments: Sequence[str], config: RunConfig, parts: int, target: Path
 ) -> tuple[Job, ...]:
     """The jobs of several stages, each of which waits for the one before.
 
@@ -86,9 +91,9 @@ def plan_jobs(
         Stages in order.
     arguments : Sequence[str]
         What every `pipeline run` is given beside its stage.
-    config : ClusterConfig
-        `[cluster.jobs]` and `[cluster.cpu_jobs]` say what a job is; a job that only drives a batch system's workers is
-        one of the CPU.
+    config : RunConfig
+        `[cluster.jobs]` and `[cluster.cpu_jobs]` say what a job is; stages without a model, and jobs that only drive a
+        batch system's workers, are ones of the CPU.
     parts : int
         Tasks of the array of a stage whose units are chunks; other stages need all parts, so they are one job each.
     target : Path
@@ -104,7 +109,9 @@ def plan_jobs(
     ConfigError
         If an array is to drive a batch system, or a name cannot be one.
     """
-    if parts > 1 and (config.is_queue or config.stands):
+    cluster = config.cluster
+    drives = cluster.is_queue or cluster.stands
+    if parts > 1 and drives:
         raise ConfigError(
             "An array shares the work without a scheduler, but the configuration names one.",
             "Leave out --array, or --cluster and --scheduler.",
@@ -118,24 +125,25 @@ def plan_jobs(
             f"--stage {', '.join(stages)}: each is one of the stages, and none comes twice.",
             f"Stages: {', '.join(STAGE_CHOICES)}.",
         )
-    drives = config.is_queue or config.stands
-    settings = config.jobs_of(gpu=not drives)
-    if not (drives or settings.gpus or config.workers):
-        arguments = (*arguments, "--workers", str(settings.cores))
     jobs = []
     for stage in stages:
         shared = parts if stage in (*MAP_STAGES, "one") else 1
         name = check_name(f"{target.name}-{stage}")
-        jobs.append(Job(name, ("--stage", stage, *arguments), settings, target.parent, shared))
+        settings = cluster.jobs_of(gpu=not drives and has_model(config, stage))
+        own = ("--stage", stage, *arguments)
+        if not drives:
+            own += () if settings.gpus or cluster.workers else ("--workers", str(settings.cores))
+            own += ("--set", "cluster.device=cpu") if cluster.jobs.gpus and not settings.gpus else ()
+        jobs.append(Job(name, own, settings, target.parent, shared))
     return tuple(jobs)
 
 
 def write_scripts(jobs: Sequence[Job]) -> Iterator[Path]:
-    """Write each job's script into its folder, and yield its path."""
+    """Write each job's script into its folder, and yield its path; others may not read it: prologues hold secrets."""
     for job in jobs:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        file = job.folder / f"{job.name}.sbatch"
+        file = make_private(job.folder) / f"{job.name}.sbatch"
         write_atomic(file, job.script())
+        file.chmod(0o600)
         yield file
 
 
@@ -167,7 +175,7 @@ def send(scripts: Sequence[Path]) -> list[str]:
 
 
 def do_submit(
-    stages: Sequence[str], arguments: Sequence[str], config: ClusterConfig, *, parts: int, target: Path, really: bool
+    stages: Sequence[str], arguments: Sequence[str], config: RunConfig, *, parts: int, target: Path, really: bool
 ) -> None:
     """Write a batch script a stage, submit them if that is asked for, and say how to."""
     scripts = list(write_scripts(plan_jobs(stages, arguments, config, parts, target)))

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -44,6 +44,13 @@ def pytest_collection_finish() -> None:
     importlib.import_module("hypothesis")
     gc.collect()
     gc.freeze()
+
+
+def unavailable(what: str) -> NoReturn:
+    """Skip with a word where a program is not installed; fail where `.ci/run` says that it must be."""
+    if os.environ.get("MEDFOCUS_REQUIRED"):
+        pytest.fail(f"{what}; MEDFOCUS_REQUIRED says that it must be", pytrace=False)
+    pytest.skip(what)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from stages.report.embedding_map import MapPoints
 from stages.report.figures import THUMBNAIL_PX
 from stages.report.outcomes import COUNT_COLUMNS
 from stages.report.page import write_report
+from tests.conftest import unavailable
 from tests.unit.stages.test_report import answers, data, item, ledger, probabilities, study
 
 CHROMIUM = shutil.which("chromium")
@@ -98,10 +100,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium of the system; skips with a word where it is not installed."""
+    """Chromium of the system; skips with a word where it is not installed, or fails if it must be."""
     if CHROMIUM is None:
-        pytest.skip("chromium is not installed (apt-get install chromium)")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (the extra dev)")
+        unavailable("chromium is not installed (apt-get install chromium)")
+    try:
+        playwright = import_module("playwright.sync_api")
+    except ImportError:
+        unavailable("playwright is not installed (the extra dev)")
     with playwright.sync_playwright() as started:
         running = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield running

@@ -11,7 +11,7 @@ import pytest
 from pipeline.phantoms import make_phantoms
 from tests.cluster.slurm import Slurm, SlurmMissingError
 from tests.cluster.studies import Study, sets
-from tests.conftest import Cli
+from tests.conftest import Cli, unavailable
 from tests.integration.pipelines import digests
 
 Digests = dict[str, dict[str, str]]
@@ -20,12 +20,12 @@ NewStudy = Callable[..., Study]
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    """A Slurm of one node, started once; skips with a word where it cannot be."""
+    """A Slurm of one node, started once; skips with a word where it cannot be, or fails if it must."""
     cluster = Slurm(tmp_path_factory.mktemp("slurm"))
     try:
         cluster.start()
     except SlurmMissingError as error:
-        pytest.skip(str(error))
+        unavailable(str(error))
     try:
         yield cluster
     finally:

@@ -9,11 +9,12 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests import documented
 from tests.cluster.slurm import FINISHED, Slurm
 from tests.conftest import ROOT, Finished, command
 from tests.integration.pipelines import digests, stores
@@ -32,6 +33,15 @@ JOBS = {
     "stagger_s": "2",
 }
 """Of `[cluster.jobs]`: as little as a worker takes."""
+SMALL = {
+    '"ib0"': '"lo"',
+    'queue = "cpu"': 'queue = "main"',
+    "cores = 8": "cores = 1",
+    "processes = 8": "processes = 1",
+    '"64GB"': '"2GB"',
+    '"32GB"': '"2GB"',
+}
+"""What the documented configuration of a site has otherwise here."""
 
 PRELUDE = """
 import os, pathlib, time
@@ -42,7 +52,7 @@ def slow(self, row):
     (folder / f"{os.environ.get('SLURM_JOB_ID', 'none')}-{os.getpid()}").touch()
     with (folder / "reads").open("a") as stream:
         stream.write(row.image_id + "\\n")
-    while (folder / "hold").exists():
+    while (folder / "hold").exists() or (folder / f"hold.{row.image_id}").exists():
         time.sleep(0.05)
     time.sleep(float(os.environ["SLOW_S"]))
     return read(self, row)
@@ -54,7 +64,12 @@ ImageSource.read = slow
 def sets(*settings: str, **jobs: object) -> tuple[str, ...]:
     """Options for the quickest study, further settings, and jobs that differ from `JOBS`."""
     asked = (f"cluster.jobs.{name}={value}" for name, value in {**JOBS, **jobs}.items())
-    return tuple(part for setting in (*QUICKEST, *asked, *settings) for part in ("--set", setting))
+    return options(*QUICKEST, *asked, *settings)
+
+
+def options(*settings: str) -> tuple[str, ...]:
+    """Options that override keys."""
+    return tuple(part for setting in settings for part in ("--set", setting))
 
 
 def until(ready: Callable[[], object], what: str, timeout_s: float = LIMIT_S) -> None:
@@ -96,11 +111,22 @@ class Study:
         own = {"PYTHONPATH": f"{site}:{ROOT}", "HOLD": str(self.gate.parent), "SLOW_S": str(self.slow_s)}
         return {**self.slurm.environment(), **own}
 
-    @contextmanager
-    def running(self, *arguments: object) -> Iterator[Driver]:
+    def documented(self, having: str, *settings: str, **replaced: object) -> list[str]:
+        """The words after `pipeline` of a command of docs/cluster.md, on this study, on the CPU and with small jobs."""
+        site = self.folder / "site.toml"
+        site.write_text(documented.configuration('kind = "slurm"', SMALL))
+        words = documented.command("pipeline", having, {"busi": "phantoms", "site.toml": site, **replaced})
+        return [*words, "--workdir", str(self.work), *options(*QUICKEST, "cluster.device=cpu", *settings)]
+
+    def running(self, *arguments: object) -> AbstractContextManager[Driver]:
         """`pipeline run --cluster slurm` as a process, which does not outlive the block."""
+        return self.started("run", "--cluster", "slurm", "--workdir", self.work, *arguments)
+
+    @contextmanager
+    def started(self, *words: object) -> Iterator[Driver]:
+        """`pipeline` as a process, which does not outlive the block."""
         out, err = self.folder / "stdout", self.folder / "stderr"
-        line = command("run", "--cluster", "slurm", "--workdir", self.work, *arguments)
+        line = command(*words)
         with out.open("wb") as stdout, err.open("wb") as stderr:
             process = subprocess.Popen(line, stdout=stdout, stderr=stderr, cwd=ROOT, env=self.environment())
         try:
@@ -111,9 +137,18 @@ class Study:
 
     def submit(self, *arguments: object) -> list[str]:
         """`pipeline submit --send`; ids of the jobs in order."""
-        line = command("submit", "--send", "--workdir", self.work, "--out", self.folder / "jobs", *arguments)
+        return self.sent("submit", "--send", "--workdir", self.work, "--out", self.folder / "jobs", *arguments)
+
+    def sent(self, *words: object) -> list[str]:
+        """Run `pipeline`, which submits jobs; their ids in order."""
         done = subprocess.run(
-            line, capture_output=True, text=True, timeout=LIMIT_S, check=False, cwd=ROOT, env=self.environment()
+            command(*words),
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
+            cwd=ROOT,
+            env=self.environment(),
         )
         assert done.returncode == 0, done.stderr
         return re.findall(r"^Submitted \S+ as job (\d+)$", done.stdout, re.MULTILINE)

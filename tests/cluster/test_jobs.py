@@ -29,9 +29,10 @@ def short_jobs(new_study: NewStudy) -> Iterator[tuple[Study, Driver]]:
         yield study, driver
 
 
-def test_whole_study_in_jobs_is_the_same_and_closed_to_others(new_study: NewStudy, undisturbed: Digests) -> None:
+def test_documented_run_in_jobs_is_the_same_and_closed_to_others(new_study: NewStudy, undisturbed: Digests) -> None:
     study = new_study(held=True)
-    with study.running(*sets(minimum=2, maximum=2)) as driver:
+    two = ("cluster.cpu_jobs.minimum=2", "cluster.cpu_jobs.maximum=2")
+    with study.started(*study.documented("run --stage all --dataset busi --config site.toml", *two)) as driver:
         driver.until(lambda: len(study.readers()) >= 2, "two workers compute")
         assert len({job for job, _ in study.readers()}) == 2
         assert_listens_on_loopback_alone(driver, study)
@@ -60,6 +61,37 @@ def test_cancelled_job_is_replaced_and_its_units_are_not_blamed(new_study: NewSt
     study.check(stage_of(undisturbed, "masks"))
     assert len(study.jobs()) == 3
     assert done.err.count("was ended from outside; the unit is tried again") >= 2
+    assert "left out" not in done.err
+
+
+def test_jobs_come_with_work_up_to_the_maximum_and_go_when_they_have_none(
+    new_study: NewStudy, undisturbed: Digests
+) -> None:
+    study = new_study(held=True)
+    with study.running(*MASKS, *sets(minimum=0, maximum=2)) as driver:
+        driver.until(lambda: len({job for job, _ in study.readers()}) == 2, "two jobs compute")
+        last = study.gate.with_name(f"hold.{next(iter(study.reads()))}")
+        last.touch()
+        study.gate.unlink()
+        driver.until(lambda: study.committed() == IMAGES - 1, "all units but one are committed")
+        driver.until(lambda: len(study.left()) == 1, "the job that has no work is given up")
+        last.unlink()
+        done = driver.finish()
+    assert done.code == 0, done.err
+    study.check(stage_of(undisturbed, "masks"))
+    assert len(study.jobs()) == 2
+
+
+def test_unit_that_its_walltime_cuts_off_is_not_blamed(new_study: NewStudy, undisturbed: Digests) -> None:
+    study = new_study(held=True)
+    short = sets("cluster.retries=0", minimum=1, maximum=1, walltime='"00:01:00"', margin_s=25)
+    with study.running(*MASKS, *short) as driver:
+        driver.until(lambda: len({job for job, _ in study.readers()}) == 2, "a second job has the unit that is held")
+        study.gate.unlink()
+        done = driver.finish()
+    assert done.code == 0, done.err
+    study.check(stage_of(undisturbed, "masks"))
+    assert study.reads().most_common(1)[0][1] >= 2, "no unit was cut off"
     assert "left out" not in done.err
 
 

@@ -35,13 +35,19 @@ def short_walltime(new_study: NewStudy, ingested_18: Path) -> Iterator[tuple[Stu
     study.end()
 
 
-def test_array_without_a_scheduler_is_followed_by_a_job(new_study: NewStudy, undisturbed: Digests) -> None:
+def test_documented_array_without_a_scheduler_is_followed_by_a_job(new_study: NewStudy, undisturbed: Digests) -> None:
     study = new_study()
-    array, after = study.submit("--stage", "one", "--stage", "two", "--array", ARRAY, *sets())
-    ended = study.slurm.wait([array, after], LIMIT_S)
-    assert ended == {**{f"{array}_{task}": "COMPLETED" for task in range(1, ARRAY + 1)}, after: "COMPLETED"}
+    replaced = {"16": ARRAY, "jobs": study.folder / "jobs"}
+    first, array, after = study.sent(*study.documented("--array 16", "cluster.workers=1", **replaced))
+    ended = study.slurm.wait([first, array, after], 2 * LIMIT_S)
+    tasks = [f"{job}_{task}" for job in (first, array) for task in range(1, ARRAY + 1)]
+    assert ended == dict.fromkeys([*tasks, after], "COMPLETED")
     study.check(undisturbed)
     jobs = study.jobs()
+    partitions = {job: fields["Partition"] for job, fields in jobs.items()}
+    # Supplied masks need no model, embeddings do.
+    expected = {first: "main", array: "gpu", after: "gpu"}
+    assert partitions == {job: expected[job.partition("_")[0]] for job in [*tasks, after]}
     assert len({event["pid"] for event in study.events() if "masks" in str(event.get("unit"))}) == ARRAY
     # Times are of the form 2026-01-31T12:00:00, and sort as text.
     assert jobs[after]["StartTime"] >= max(jobs[f"{array}_{task}"]["EndTime"] for task in range(1, ARRAY + 1))
@@ -57,23 +63,27 @@ def test_driver_that_is_told_to_stop_goes_on_in_the_same_job(new_study: NewStudy
     before = study.committed()
     assert before < len(stage_of(undisturbed, "masks"))
     until(lambda: study.committed() > before, "the job goes on")
-    subprocess.run(["scontrol", "requeue", job], check=True, env=study.slurm.environment(), timeout=60)
+    requeue(study, job)
     until(lambda: study.slurm.restarts(job) == 2, "the job is put back into the queue")
     assert study.slurm.wait(job, LIMIT_S) == {job: "COMPLETED"}
     study.check(stage_of(undisturbed, "masks"))
     assert len(study.jobs()) >= 1 + 3, "each driver submits workers"
 
 
-def test_cancelled_driver_takes_its_jobs_along_and_is_submitted_anew(new_study: NewStudy, undisturbed: Digests) -> None:
+def test_cancelled_driver_takes_its_jobs_along_and_goes_on_when_it_is_requeued(
+    new_study: NewStudy, undisturbed: Digests
+) -> None:
     study = new_study(slow_s=2)
-    (job,) = study.submit("--cluster", "slurm", *MASKS, *sets(maximum=1))
+    asked = study.documented("submit --stage all", "cluster.cpu_jobs.maximum=1", all="masks")
+    (job,) = study.sent(*asked, "--out", study.folder / "jobs")
     until(lambda: study.committed() > 0, "a unit is committed")
     scancel(study, job)
     assert study.slurm.wait(job) == {job: "CANCELLED"}
     until(lambda: not study.left(), "the workers' jobs have ended too")
     assert study.committed() < len(stage_of(undisturbed, "masks"))
-    (job,) = study.submit("--cluster", "slurm", *MASKS, *sets(maximum=1))
+    requeue(study, job)
     assert study.slurm.wait(job, LIMIT_S) == {job: "COMPLETED"}
+    assert study.slurm.restarts(job) == 1
     study.check(stage_of(undisturbed, "masks"))
 
 
@@ -111,3 +121,8 @@ def test_run_longer_than_its_walltime_is_finished_by_requeues_alone(
 def scancel(study: Study, *arguments: str) -> None:
     """Cancel or signal a job."""
     subprocess.run(["scancel", *arguments], check=True, env=study.slurm.environment(), timeout=60)
+
+
+def requeue(study: Study, job: str) -> None:
+    """Put a job back into the queue, whatever became of it."""
+    subprocess.run(["scontrol", "requeue", job], check=True, env=study.slurm.environment(), timeout=60)

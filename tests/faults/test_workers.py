@@ -20,8 +20,9 @@ from manifests.errors import RefusedError
 from manifests.layout import DatasetPaths
 from manifests.types import Status
 from pipeline import dask_cluster
+from pipeline.attempts import WorkerDiedError
+from pipeline.canary import BrokenGpuError, WorkerRefusedError
 from pipeline.config import ClusterConfig
-from pipeline.dask_cluster import WorkerDiedError
 from pipeline.dask_sites import local_cluster
 from pipeline.execute import UnitReport, UnitTask
 from pipeline.plan import PlannedUnit
@@ -60,6 +61,28 @@ def test_unit_that_kills_its_worker_fails_alone_and_names_the_signal(
     assert isinstance(outcomes[0], WorkerDiedError)
     assert "signal 9" in str(outcomes[0])
     assert all(isinstance(outcomes[i], UnitReport) for i in (1, 2, 3))
+
+
+def broken_at_first(task: UnitTask) -> UnitReport | BrokenGpuError:
+    """A unit that says in a file who runs it, and whose first process, or every one, can use its GPU no more."""
+    file = Path(task.dataset_root) / task.planned.unit
+    before = file.read_text() if file.exists() else ""
+    file.write_text(f"{before}{os.getpid()}\n")
+    if before and task.source != "always":
+        return UnitReport(won=True, pid=os.getpid())
+    return BrokenGpuError("CUDA error: an illegal memory access was encountered.")
+
+
+@pytest.mark.parametrize("kind", ["once", "always"])
+def test_process_whose_gpu_is_broken_is_started_anew_once_and_its_unit_is_not_blamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(dask_cluster, "attempt_unit", broken_at_first)
+    with local_cluster(ClusterConfig(retries=0), 1, str(tmp_path / "scratch")) as cluster:
+        ((_, result),) = cluster.run([task(tmp_path, 0, kind)], lambda: None)
+    first, second = (tmp_path / "000000").read_text().split()
+    assert first != second
+    assert isinstance(result, UnitReport if kind == "once" else WorkerRefusedError)
 
 
 @contextlib.contextmanager

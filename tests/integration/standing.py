@@ -1,4 +1,4 @@
-"""A Dask scheduler and workers that stand by themselves, each a process, and the certificates they show each other."""
+"""A Dask scheduler and workers that stand by themselves, started as docs/cluster.md says, and their certificates."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+import psutil
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from tests import documented
 from tests.conftest import ROOT
 
 WAIT_S = 90.0
@@ -47,14 +49,13 @@ class Certificates:
         return files
 
     @property
-    def options(self) -> list[str]:
-        """For `dask scheduler` and `dask worker`."""
-        return ["--tls-ca-file", str(self.ca), "--tls-cert", str(self.cert), "--tls-key", str(self.key)]
+    def documented(self) -> dict[str, str]:
+        """The files by the names that docs/cluster.md gives them."""
+        return {f"{name}.pem": str(getattr(self, name)) for name in ("ca", "cert", "key")}
 
-    def config(self, file: Path, more: str = "") -> Path:
-        """Write a configuration that names them, for `pipeline run --config`."""
-        tls = "".join(f'{name} = "{getattr(self, name)}"\n' for name in ("ca", "cert", "key"))
-        file.write_text(f"{more}\n[cluster.tls]\n{tls}")
+    def config(self, file: Path) -> Path:
+        """Write the documented configuration that names them, for `pipeline run --config`."""
+        file.write_text(documented.configuration("[cluster.tls]", self.documented))
         return file
 
 
@@ -98,19 +99,30 @@ class StandingCluster:
     def start_scheduler(self, env: Mapping[str, str] | None = None) -> Self:
         """Start the scheduler, and return once its file is there."""
         self.folder.mkdir(exist_ok=True)
-        self._start("scheduler", "--protocol", "tls", "--port", "0", *self.certificates.options, env=env)
+        self._start("scheduler", self._command("scheduler", "", {"10.1.0.1": "127.0.0.1"}), "--port", "0", env=env)
         self.wait_until(self.file.exists)
         return self
 
     def start_worker(
         self, name: str, *more: str, certificates: Certificates | None = None, env: Mapping[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
-        """Start one worker of one thread under a nanny, both of a process group of their own."""
-        files, scratch = certificates or self.certificates, str(self.folder / name)
-        self._start(
-            name, "--name", name, "--nthreads", "1", "--local-directory", scratch, *files.options, *more, env=env
-        )
+        """Start one of the documented workers of one thread under a nanny, both of a process group of their own."""
+        command = self._command("worker", "--nthreads 1", {"ib0": "lo"}, certificates)
+        scratch = str(self.folder / name)
+        self._start(name, command, "--name", name, "--nworkers", "1", "--local-directory", scratch, *more, env=env)
         return self.processes[name]
+
+    def start_gpu_workers(self, count: int) -> None:
+        """Start so many of the documented workers that offer a GPU."""
+        command = self._command("worker", "--resources GPU=1", {"ib0": "lo"})
+        self._start("gpu", command, "--nworkers", str(count), "--local-directory", str(self.folder / "gpu"))
+
+    def _command(
+        self, program: str, having: str, place: Mapping[str, str], certificates: Certificates | None = None
+    ) -> list[str]:
+        """A command of docs/cluster.md, in another place and with the files here."""
+        replaced = {"shared/dask.json": self.file, **place, **(certificates or self.certificates).documented}
+        return [sys.executable, "-m", "dask", program, *documented.command(f"dask {program}", having, replaced)]
 
     def start(self, env: Mapping[str, str] | None = None) -> Self:
         """Start the scheduler and the workers `one` and `two`, and return once both are there."""
@@ -128,15 +140,19 @@ class StandingCluster:
         """Whether every process that was started is still there."""
         return all(process.poll() is None for process in self.processes.values())
 
-    def _start(self, name: str, *options: str, env: Mapping[str, str] | None = None) -> None:
-        module = f"distributed.cli.dask_{'scheduler' if name == 'scheduler' else 'worker'}"
-        command = [sys.executable, "-m", module, "--scheduler-file", str(self.file), "--host", "127.0.0.1"]
+    def listens_on(self) -> list[str]:
+        """The addresses of all ports that are open, one a port."""
+        started = [psutil.Process(process.pid) for process in self.processes.values()]
+        family = [process for parent in started for process in (parent, *parent.children(recursive=True))]
+        sockets = [socket for process in family for socket in process.net_connections("inet")]
+        return [socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN]
+
+    def _start(self, name: str, command: list[str], *more: str, env: Mapping[str, str] | None = None) -> None:
         surroundings = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
         with (self.folder / f"{name}.log").open("wb") as log:
             self.processes[name] = subprocess.Popen(
-                [*command, "--no-dashboard", *options],
-                cwd=ROOT, env=surroundings, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
+                [*command, *more], cwd=ROOT, env=surroundings, stdout=log, stderr=log, start_new_session=True
+            )
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
         """Return once something is so; a process that ended meanwhile has failed the test."""

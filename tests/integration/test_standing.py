@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
@@ -15,6 +14,7 @@ from textwrap import dedent
 import pytest
 
 from tests.conftest import ROOT, Cli
+from tests.documented import command
 from tests.faults.test_orchestration import faulty, started
 from tests.integration.pipelines import QUICK, digests, events
 from tests.integration.standing import WAIT_S, Certificates, StandingCluster, kill_group
@@ -88,7 +88,8 @@ def pids(study: Study) -> set[object]:
 def test_standing_workers_share_a_run_and_give_the_results_of_one_process(
     cluster: StandingCluster, study: Study, config: Path, undisturbed: Digests
 ) -> None:
-    done = study.cli(*on(cluster, study, "--config", config))
+    named = {"busi": "phantoms", "shared/dask.json": cluster.file, "tls.toml": config}
+    done = study.cli(*command("pipeline", "--scheduler-file", named), "--workdir", study.work, *QUICK)
     assert done.code == 0, done.err
     assert digests(study.dataset) == undisturbed
     assert len(pids(study)) == 2
@@ -193,16 +194,6 @@ def test_key_that_others_may_read_is_refused(
     assert done.code == 2
     assert "Others may read the private key" in done.err
     assert f"chmod 600 {files.key}" in done.err
-
-
-@pytest.mark.parametrize("address", ["tcp://192.0.2.1:8786", "tcp://10.0.0.5:8786", "tcp://[2001:db8::1]:8786"])
-def test_unencrypted_scheduler_on_another_machine_is_refused_before_it_is_spoken_to(study: Study, address: str) -> None:
-    began = time.monotonic()
-    done = study.cli("run", "--workdir", study.work, "--scheduler", address, *QUICK)
-    assert done.code == 2
-    assert "not encrypted: whoever reaches it can run code as you" in done.err
-    assert "--insecure" in done.err
-    assert time.monotonic() - began < 25
 
 
 SLOW = """

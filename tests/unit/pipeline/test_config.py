@@ -73,6 +73,32 @@ def test_wrong_value_is_named(override: str, words: str) -> None:
         load_config(overrides=[override])
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        'cluster.jobs.prologue="export TOKEN=s3cret"',
+        'cluster.jobs.directives=["--comment=s3cret", 5]',
+        "cluster.jobs.walltime=s3cret",
+        "cluster.jobs.memory=s3cret",
+        "cluster.jobs=s3cret",
+        'cluster.cpu_jobs.prologue=[["s3cret"]]',
+        "cluster.cpu_jobs=s3cret",
+        'cluster.tls.key="s3cret"',
+        "cluster.tls=s3cret",
+        "cluster.scheduler=s3cret:8786",
+        'cluster.scheduler_file=["s3cret"]',
+        'cluster={jobs = {prologue = ["s3cret"], minimum = 9, maximum = 1}}',
+        'cluster={kind = "slurm", scheduler = "tcp://s3cret:1"}',
+        'cluster=["s3cret"]',
+        'cluster="s3cret"',
+    ],
+)
+def test_value_that_may_hold_a_secret_is_not_told(override: str) -> None:
+    with pytest.raises(ConfigError, match=r"cluster") as refused:
+        load_config(overrides=[override])
+    assert "s3cret" not in str(refused.value)
+
+
 def test_canvas_is_set_once_for_all_sections() -> None:
     config = load_config(overrides=["canvas_px=256"])
     assert {config.proposals.canvas_px, config.masks.canvas_px, config.embeddings.canvas_px} == {256}

@@ -26,7 +26,7 @@ def test_doctor_of_a_login_node_tries_the_model_on_the_cpu_and_goes_on_to_the_la
     assert seen.ok, seen.detail
     assert "from the known vector" in seen.detail
     assert [check.name for check in checks if not check.ok] == [checks[-1].name] == ["slurm"]
-    assert checks[-1].detail == "scontrol is not here: submit from a machine of the cluster"
+    assert checks[-1].detail == "sbatch is not here: submit from a machine of the cluster"
 
 
 def test_model_that_does_not_run_here_is_a_failed_check_and_not_the_end(
@@ -40,6 +40,46 @@ def test_model_that_does_not_run_here_is_a_failed_check_and_not_the_end(
     checks = {check.name: check for check in doctor.examine(tmp_path, load_config())}
     assert (checks["canary"].ok, checks["canary"].detail) == (False, "no NVIDIA driver")
     assert checks["kills"].ok
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model is loaded, and no file system tried."""
+    monkeypatch.setattr(doctor, "try_file_system", lambda _: 160)
+    monkeypatch.setattr(doctor, "_canary", lambda _: "seen")
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (("cluster.device=cuda",), "no CUDA device is visible"),
+        (("cluster.device=cuda", "cluster.kind=slurm"), "cluster.jobs.gpus is 0"),
+        ((), ""),
+        (("cluster.device=cuda", *JOBS_ON_GPUS), ""),
+    ],
+)
+def test_gpu_that_is_asked_for_and_not_there_fails_as_a_run_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    checks = {check.name: check for check in doctor.examine(tmp_path, load_config(overrides=settings))}
+    assert checks["devices"].ok == (not said)
+    assert (said or "0 CUDA devices") in checks["devices"].detail
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("answers", "said"), [("is UP", "is UP (usable"), ("is DOWN", "is DOWN (not usable")])
+def test_slurm_that_is_installed_and_not_asked_for_is_told_of_and_fails_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: str, said: str
+) -> None:
+    for name in doctor.SLURM_PROGRAMS:
+        (tmp_path / name).write_text(f"#!/bin/sh\necho controller {answers}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    checks = {check.name: check for check in doctor.examine(tmp_path, load_config())}
+    assert checks["slurm"].ok
+    assert said in checks["slurm"].detail
 
 
 HANGS = "import time; time.sleep(600)"

@@ -17,6 +17,7 @@ import pytest
 
 from manifests.errors import ConfigError, RefusedError
 from pipeline.cluster_config import ClusterConfig, JobSettings
+from pipeline.config import RunConfig, load_config
 from pipeline.submit import Job, check_name, plan_jobs, send, write_scripts
 
 WAIT_S = 60.0
@@ -30,6 +31,11 @@ SETTINGS = JobSettings(
     directives=("--constraint=a100", "--exclude=node13"),
     prologue=("module load cuda", "export A='b c'"),
 )
+
+
+def run_config(**cluster: object) -> RunConfig:
+    """A configuration whose `[cluster]` is this one."""
+    return RunConfig(cluster=ClusterConfig.model_validate(cluster))
 
 
 def job(folder: Path, *arguments: str, parts: int = 1, settings: JobSettings = SETTINGS) -> Job:
@@ -62,7 +68,7 @@ def test_script_asks_for_what_is_configured(tmp_path: Path) -> None:
         "--gres=gpu:2",
         "--requeue",
         "--open-mode=append",
-        "--signal=B:USR1@120",
+        "--signal=B:USR1@300",
         "--constraint=a100",
         "--exclude=node13",
     ]
@@ -88,15 +94,20 @@ def test_array_gives_each_task_its_part(tmp_path: Path) -> None:
     assert '--part "$SLURM_ARRAY_TASK_ID/16" &' in script
 
 
-@pytest.mark.parametrize(("walltime", "signal_s"), [("08:00:00", 120), ("00:12:00", 120), ("00:07:00", 70)])
-def test_signal_comes_early_enough_for_units_in_flight(tmp_path: Path, walltime: str, signal_s: int) -> None:
-    script = job(tmp_path, settings=JobSettings(walltime=walltime, stagger_s=0)).script()
+@pytest.mark.parametrize(
+    ("walltime", "margin_s", "signal_s"),
+    [("08:00:00", 300, 300), ("08:00:00", 1200.5, 1201), ("00:12:00", 300, 120), ("00:07:00", 30, 30)],
+)
+def test_signal_comes_early_enough_for_units_in_flight(
+    tmp_path: Path, walltime: str, margin_s: float, signal_s: int
+) -> None:
+    script = job(tmp_path, settings=JobSettings(walltime=walltime, margin_s=margin_s, stagger_s=0)).script()
     assert f"--signal=B:USR1@{signal_s}" in directives(script)
     assert f"cluster.grace_s={3 * signal_s // 4}" in script
 
 
 def test_every_stage_is_a_job_and_only_those_of_chunks_are_arrays(tmp_path: Path) -> None:
-    jobs = plan_jobs(("proposals", "one", "fusion", "two"), ("--workdir", "w"), ClusterConfig(), 4, tmp_path / "night")
+    jobs = plan_jobs(("proposals", "one", "fusion", "two"), ("--workdir", "w"), run_config(), 4, tmp_path / "night")
     assert [(j.name, j.parts) for j in jobs] == [
         ("night-proposals", 4),
         ("night-one", 4),
@@ -108,28 +119,50 @@ def test_every_stage_is_a_job_and_only_those_of_chunks_are_arrays(tmp_path: Path
 
 def test_job_without_gpus_has_a_worker_a_core_unless_told_otherwise(tmp_path: Path) -> None:
     cores, told, gpus = (
-        plan_jobs(("masks",), (), ClusterConfig(jobs=jobs, workers=workers), 1, tmp_path / "n")[0].arguments
+        plan_jobs(("proposals",), (), run_config(jobs=jobs, workers=workers), 1, tmp_path / "n")[0].arguments
         for jobs, workers in ((JobSettings(cores=6), 0), (JobSettings(cores=6), 2), (JobSettings(gpus=1), 0))
     )
-    assert cores == ("--stage", "masks", "--workers", "6")
-    assert told == gpus == ("--stage", "masks")
+    assert cores == ("--stage", "proposals", "--workers", "6")
+    assert told == gpus == ("--stage", "proposals")
 
 
 def test_job_that_drives_a_batch_system_asks_for_no_gpu(tmp_path: Path) -> None:
-    config = ClusterConfig(kind="slurm", jobs=JobSettings(gpus=4, queue="gpu"), cpu_jobs=JobSettings(queue="cpu"))
+    config = run_config(kind="slurm", jobs=JobSettings(gpus=4, queue="gpu"), cpu_jobs=JobSettings(queue="cpu"))
     (driver,) = plan_jobs(("masks",), (), config, 1, tmp_path / "n")
     assert (driver.settings.queue, driver.settings.gpus) == ("cpu", 0)
     assert "--workers" not in driver.arguments
 
 
-@pytest.mark.parametrize("config", [ClusterConfig(kind="slurm"), ClusterConfig(scheduler="tls://a:1")])
-def test_array_that_drives_a_cluster_is_refused(tmp_path: Path, config: ClusterConfig) -> None:
+@pytest.mark.parametrize(
+    ("stage", "policy", "queue"),
+    [
+        *((stage, "union", "gpu") for stage in ("proposals", "one", "embeddings", "two", "all", "baselines")),
+        *((stage, "union", "cpu") for stage in ("masks", "texts", "fusion", "probes")),
+        ("masks", "clip-rank", "gpu"),
+    ],
+)
+def test_stage_without_a_model_gets_a_job_of_the_cpu(tmp_path: Path, stage: str, policy: str, queue: str) -> None:
+    cluster = ClusterConfig(jobs=JobSettings(gpus=1, queue="gpu"), cpu_jobs=JobSettings(queue="cpu", cores=6))
+    config = load_config(overrides=[f"masks.policy={policy}"]).model_copy(update={"cluster": cluster})
+    (planned,) = plan_jobs((stage,), ("--dataset", "d"), config, 1, tmp_path / "n")
+    assert (planned.settings.queue, planned.settings.gpus) == (queue, int(queue == "gpu"))
+    on_cpu = ("--workers", "6", "--set", "cluster.device=cpu") if queue == "cpu" else ()
+    assert planned.arguments == ("--stage", stage, "--dataset", "d", *on_cpu)
+
+
+def test_scripts_which_may_hold_secrets_are_their_owner_s_alone(tmp_path: Path) -> None:
+    (script,) = write_scripts([job(tmp_path / "new" / "jobs")])
+    assert [path.stat().st_mode & 0o777 for path in (script.parent, script)] == [0o700, 0o600]
+
+
+@pytest.mark.parametrize("config", [run_config(kind="slurm"), run_config(scheduler="tls://a:1")])
+def test_array_that_drives_a_cluster_is_refused(tmp_path: Path, config: RunConfig) -> None:
     with pytest.raises(ConfigError, match="shares the work without a scheduler"):
         plan_jobs(("masks",), (), config, 4, tmp_path / "n")
 
 
 def test_job_too_short_for_workers_of_dask_may_run_the_pipeline_itself(tmp_path: Path) -> None:
-    config = ClusterConfig(jobs=JobSettings(walltime="00:05:00"))
+    config = run_config(jobs=JobSettings(walltime="00:05:00"))
     (short,) = plan_jobs(("masks",), (), config, 1, tmp_path / "n")
     assert "--time=00:05:00" in directives(short.script())
 
@@ -139,7 +172,7 @@ def test_stage_that_is_unknown_or_comes_twice_is_refused_with_those_there_are(
     tmp_path: Path, stages: tuple[str, ...]
 ) -> None:
     with pytest.raises(ConfigError, match=rf"--stage {', '.join(stages)}: .*Stages: proposals, masks, .*two, all\."):
-        plan_jobs(stages, (), ClusterConfig(), 1, tmp_path / "n")
+        plan_jobs(stages, (), run_config(), 1, tmp_path / "n")
 
 
 @pytest.mark.parametrize("name", ["a b", "a;b", "$(x)", "a\nb", "", "a/b", "ä", "x" * 61])
@@ -237,7 +270,7 @@ def test_arguments_reach_the_pipeline_as_they_were_given(shell: Shell) -> None:
     assert ended(shell.start(replace(PLAIN, arguments=("--workdir", odd, "--set", 'masks.compare=["box"]')))) == (0, "")
     given = shell.read("arguments").split("\0")
     expected = ["-m", "pipeline", "run", "--workdir", odd, "--set", 'masks.compare=["box"]']
-    assert given == [*expected, "--set", "cluster.grace_s=90"]
+    assert given == [*expected, "--set", "cluster.grace_s=225"]
 
 
 def test_task_of_an_array_tells_the_pipeline_its_part(shell: Shell) -> None:
@@ -349,7 +382,7 @@ def submitted(shell: Shell, monkeypatch: pytest.MonkeyPatch, taken: int, suffix:
     """Ids of three jobs, of which sbatch takes some."""
     shell.program("sbatch", SBATCH.format(folder=shell.folder, taken=taken, suffix=suffix))
     monkeypatch.setenv("PATH", shell.env["PATH"])
-    jobs = plan_jobs(("masks", "embeddings", "two"), (), ClusterConfig(), 1, shell.folder / "jobs" / "night")
+    jobs = plan_jobs(("masks", "embeddings", "two"), (), run_config(), 1, shell.folder / "jobs" / "night")
     return send(list(write_scripts(jobs)))
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from manifests.errors import ExitCode
-from pipeline.commands import _run_lines
 from pipeline.execute import UnitReport
 from pipeline.runner import Outcome
+from pipeline.running import _run_lines
 from pipeline.tally import Tally
 
 
