@@ -6,11 +6,10 @@ Image vectors are cached, so that neither method sees augmented images, which th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -19,14 +18,7 @@ from stages.models.clip import ClipModel
 from stages.models.registry import Features
 from stages.threads import one_thread
 
-MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
-WARM_UP_RATE: Final = 1e-5
-"""Of the first epoch; then a cosine over all epochs."""
-BATCH: Final = 32
-FEW, SOME, MANY = 50, 100, 200
-"""Epochs of CoOp for one image a class, for up to four, and for more; also the first where images are many."""
-MANY_IMAGES: Final = 1000
-IMAGES_TOGETHER: Final = 8
+IMAGES_TOGETHER: Final = {"cpu": 8, "cuda": 64}
 """Images whose K prompts go through the text tower at once, where CoCoOp predicts."""
 
 
@@ -114,75 +106,12 @@ class ConditionalPrompts(Prompts):
         return self.temperature * torch.einsum("bd,bkd->bk", images, texts)
 
 
-def coop_epochs(n_images: int, n_classes: int) -> int:
-    """Epochs of CoOp by the number of images a class, as the authors have them for shots."""
-    each = n_images / n_classes
-    if each <= 1 or n_images >= MANY_IMAGES:
-        return FEW
-    return SOME if each <= 4 else MANY
-
-
-class Steps(NamedTuple):
-    """Schedule of a training."""
-
-    rate: float
-    """Learning rate after the first epoch."""
-    epochs: int
-    """The last epoch's weights are kept."""
-    batch: int
-    """Images a step."""
-
-
-def train_prompts(
-    prompts: Prompts, images: NDArray[np.float32], labels: NDArray[np.int64], steps: Steps, seed: int
-) -> float:
-    """Train the context, and the network if there is one, by SGD; returns the last epoch's mean loss.
-
-    Parameters
-    ----------
-    prompts : Prompts
-        Changed in place.
-    images : ndarray of float32, (n, D)
-        Unit vectors of the training subset.
-    labels : ndarray of int64, (n,)
-        Class index of each image.
-    steps : Steps
-        Learning rate, epochs, batch.
-    seed : int
-        Of the order of images.
-
-    Raises
-    ------
-    ConfigError
-        If the loss stops being finite.
-    """
-    rate, epochs, batch = steps
-    x, y = (torch.from_numpy(array).to(prompts.device) for array in (images, labels))
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.SGD(prompts.parameters(), lr=rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
-    cosine = [rate * (1 + np.cos(np.pi * epoch / epochs)) / 2 for epoch in range(epochs)]
-    mean = float("nan")
-    with one_thread():
-        for epoch in range(epochs):
-            optimizer.param_groups[0]["lr"] = WARM_UP_RATE if epoch == 0 and epochs > 1 else cosine[epoch]
-            total = torch.zeros((), dtype=torch.float64, device=prompts.device)
-            for rows in torch.split(torch.randperm(len(y), generator=generator), batch):
-                loss = F.cross_entropy(prompts(x[rows]), y[rows])
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                total += loss.detach() * len(rows)
-            mean = float(total) / len(y)
-            if not np.isfinite(mean):
-                raise ConfigError(f"The loss of the prompts is {mean}.", "Lower the learning rate of [baselines].")
-    return mean
-
-
 @torch.no_grad()
 def predict(prompts: Prompts, images: NDArray[np.float32]) -> NDArray[np.float64]:
     """Probabilities of unit vectors, (m, D) -> (m, K)."""
     with one_thread():
-        together = IMAGES_TOGETHER if isinstance(prompts, ConditionalPrompts) else max(1, len(images))
+        at_once = IMAGES_TOGETHER[prompts.device.type]
+        together = at_once if isinstance(prompts, ConditionalPrompts) else max(1, len(images))
         logits = [prompts(part) for part in torch.split(torch.from_numpy(images).to(prompts.device), together)]
     found: NDArray[np.float64] = torch.cat(logits).cpu().double().softmax(dim=1).numpy()
     return found

@@ -20,6 +20,7 @@ from stages.predictions import ScoredRows, write_results
 from stages.splits import Indices, check_fit_rows, class_indices, test_indices, train_indices
 
 if TYPE_CHECKING:
+    from stages.baselines.schedule import Fit
     from stages.models.clip import ClipModel
 
 Outcome = tuple[NDArray[np.float64], dict[str, float | None]]
@@ -115,27 +116,41 @@ class Baselines:
         choice = {"alpha": tuned.alpha, "beta": tuned.beta, "held_out_accuracy": tuned.held_out_accuracy}
         return tuned.probabilities(self._vectors(data, test)), choice
 
-    def _prompts(self, cell: Cell, data: StageData, subset: Indices, test: Indices, out: Path) -> Outcome:
+    def prompt_fit(self, cell: Cell, data: StageData, subset: Indices) -> Fit:
+        """What CoOp or CoCoOp is trained with in a cell, on the rows of its subset."""
         import torch
-        from safetensors.torch import save_file
 
-        from stages.baselines import prompts
+        from stages.baselines.prompts import ConditionalPrompts, Prompts
+        from stages.baselines.schedule import BATCH, Fit, Steps, coop_epochs
 
         s, names = self.settings, [readable(name) for name in self.context.classes]
-        images, shown = (self._vectors(data, rows).astype(np.float32) for rows in (subset, test))
-        start = (_model(s.model, data.device), names, s.context, s.features, s.temperature)
+        images = self._vectors(data, subset).astype(np.float32)
         labels = class_indices(data, subset, self.context.classes)
+        start = (_model(s.model, data.device), names, s.context, s.features, s.temperature)
         if cell.method == "coop":
-            learner = prompts.Prompts(*start)
-            steps = prompts.Steps(s.coop_rate, prompts.coop_epochs(len(subset), len(names)), prompts.BATCH)
-        else:
-            generator = torch.Generator().manual_seed(cell.seed)
-            learner = prompts.ConditionalPrompts(*start, width=images.shape[1], generator=generator)
-            steps = prompts.Steps(s.cocoop_rate, s.cocoop_epochs, 1)
-        loss = prompts.train_prompts(learner, images, labels, steps, cell.seed)
-        learned = {name: value.detach().cpu().contiguous() for name, value in learner.named_parameters()}
+            steps = Steps(s.coop_rate, coop_epochs(len(subset), len(names)), BATCH)
+            return Fit(Prompts(*start), images, labels, steps, cell.seed)
+        generator = torch.Generator().manual_seed(cell.seed)
+        prompts = ConditionalPrompts(*start, width=images.shape[1], generator=generator)
+        return Fit(prompts, images, labels, Steps(s.cocoop_rate, s.cocoop_epochs, 1), cell.seed)
+
+    def prompt_outcome(self, fit: Fit, loss: float, data: StageData, test: Indices) -> Outcome:
+        """What trained prompts say of the test rows."""
+        from stages.baselines.prompts import predict
+
+        shown = self._vectors(data, test).astype(np.float32)
+        return predict(fit.prompts, shown), {"loss": loss, "epochs": float(fit.steps.epochs)}
+
+    def _prompts(self, cell: Cell, data: StageData, subset: Indices, test: Indices, out: Path) -> Outcome:
+        from safetensors.torch import save_file
+
+        from stages.baselines.training import train
+
+        fit = self.prompt_fit(cell, data, subset)
+        loss = train(fit)
+        learned = {name: value.detach().cpu().contiguous() for name, value in fit.prompts.named_parameters()}
         save_file(learned, out / "prompts.safetensors")
-        return prompts.predict(learner, shown), {"loss": loss, "epochs": float(steps.epochs)}
+        return self.prompt_outcome(fit, loss, data, test)
 
 
 @lru_cache(maxsize=1)

@@ -19,7 +19,7 @@ from manifests.errors import ConfigError
 from manifests.types import Cell, Split
 from stages import splits
 from stages.base import StageData
-from stages.baselines import prompts, tip
+from stages.baselines import prompts, schedule, tip
 from stages.baselines.settings import BaselinesSettings
 from stages.baselines.stage import Baselines
 from stages.models.clip import ClipModel, load_clip
@@ -130,7 +130,7 @@ def test_context_that_melts_into_the_class_name_is_refused() -> None:
     ("n", "classes", "epochs"), [(3, 3, 50), (12, 3, 100), (13, 3, 200), (600, 3, 200), (1000, 3, 50)]
 )
 def test_epochs_follow_the_images_of_a_class(n: int, classes: int, epochs: int) -> None:
-    assert prompts.coop_epochs(n, classes) == epochs
+    assert schedule.coop_epochs(n, classes) == epochs
 
 
 def test_tip_adapter_is_the_papers_formula() -> None:
