@@ -286,7 +286,12 @@ def _fingerprint(workspace: Workspace, committed: Committed, pictures: Pictures,
 
 def build_report(workspace: Workspace) -> tuple[Path, ReportData]:
     """Write the page and its tables, unless they stand already; return the page and what it shows."""
+    from threadpoolctl import threadpool_limits
+
     data = report_data(workspace)
     out = workspace.paths.report(data.fingerprint)
     page = out / PAGE  # it is written last, so where it stands all else does
-    return page if page.is_file() else write_report(data, out), data
+    if not page.is_file():
+        with threadpool_limits(1):  # the map takes a core of its own meanwhile
+            write_report(data, out)
+    return page, data
