@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import shlex
@@ -292,6 +293,8 @@ def build_report(workspace: Workspace) -> tuple[Path, ReportData]:
     out = workspace.paths.report(data.fingerprint)
     page = out / PAGE  # it is written last, so where it stands all else does
     if not page.is_file():
+        gc.freeze()  # statsmodels collects garbage with each correction of p values, half a second of what is here
         with threadpool_limits(1):  # the map takes a core of its own meanwhile
             write_report(data, out)
+        gc.unfreeze()
     return page, data

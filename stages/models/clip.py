@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -224,13 +225,11 @@ def load_clip(name: str, device: str, precision: str, *, compiled: bool = False)
 
 
 def _loader(name: str) -> Callable[[str, str], Any]:
-    """What loads the towers of a model."""
-    from stages.models import lite0_minilm, medical, open_clip_files, timm_files
-
-    of_kind: dict[str, Callable[[str, str], Any]] = {"timm": timm_files.load_towers, "medical": medical.load_towers}
-    if entry(name).kind in of_kind:
-        return of_kind[entry(name).kind]
-    return lite0_minilm.load_towers if name == lite0_minilm.NAME else open_clip_files.load_towers
+    """What loads the towers of a model; only its own library is imported, some of which take seconds."""
+    module = {"timm": "timm_files", "medical": "medical"}.get(entry(name).kind, "open_clip_files")
+    module = "lite0_minilm" if name == "lite0-minilm" else module
+    load: Callable[[str, str], Any] = import_module(f"stages.models.{module}").load_towers
+    return load
 
 
 def resize(image: Tensor, side_px: int, interpolation: str = "bicubic") -> Tensor:

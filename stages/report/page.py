@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.resources import files
@@ -16,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from manifests.disk import PARTIAL, disk_errors, make_private, place, write_atomic, write_synced
 from manifests.fingerprint import digest_bytes, digest_json
@@ -62,21 +63,26 @@ class Findings:
     """What `comparison.near_best` makes of both."""
     plots: Sequence[Plot]
     """The learning curve first, the map last where there is one."""
+    drawn: Mapping[str, Mapping[str, bytes]]
+    """Each plot as `png` and `svg` by its name."""
     map: Map | None
     """What the page needs of the map beside its figure."""
 
     @classmethod
-    def of(cls, data: ReportData) -> Findings:
-        """Summarise, compare and draw; the map is projected meanwhile, which takes a core of its own."""
+    def of(cls, data: ReportData, save: Callable[[Figure], Mapping[str, bytes]] = figures.figure_bytes) -> Findings:
+        """Summarise, compare, draw and `save` what is drawn; the map is projected meanwhile, on a core of its own."""
         with ThreadPoolExecutor(1, "map") as pool:
             placed = pool.submit(places_of, data.points) if data.points else None
             draws, summary = Draws(), tables.summarise(data.scores)
             compared, marks = compare(data.answers, draws=draws), near_best(data.answers, summary, draws)
             unflagged = _without_flagged(data.answers)
-            drawn = _plots(data, summary, compared)
+            found = _plots(data, summary, compared)
+            drawn = {plot.name: save(plot.figure) for plot in found}
             mapped = Map.of(data.points, placed.result(), data.classes) if data.points and placed else None
-        drawn += [mapped.plot] if mapped else []
-        return cls(summary, compared, unflagged, marks, drawn, mapped)
+        if mapped:
+            found.append(mapped.plot)
+            drawn[mapped.plot.name] = save(mapped.plot.figure)
+        return cls(summary, compared, unflagged, marks, found, drawn, mapped)
 
     @property
     def answer(self) -> list[str]:
@@ -152,11 +158,10 @@ def write_report(data: ReportData, out: Path) -> Path:
         If the disk is full, read-only or forbidden.
     """
     findings = Findings.of(data)
-    drawn = {plot.name: figures.figure_bytes(plot.figure) for plot in findings.plots}
     make_private(out)
     folder = make_private(out / "figures")
     for plot in findings.plots:
-        for kind, image in drawn[plot.name].items():
+        for kind, image in findings.drawn[plot.name].items():
             _replace(folder / f"{plot.name}.{kind}", image)
         write_atomic(folder / f"{plot.name}.csv", csv_text(plot.numbers))
     write_atomic(out / "attention.csv", csv_text(data.attention))
@@ -169,11 +174,11 @@ def write_report(data: ReportData, out: Path) -> Path:
     record = {"report": data.fingerprint, "created": data.created, "command": data.command, **data.provenance}
     write_atomic(out / "provenance.json", json.dumps(record, indent=1) + "\n")
     write_atomic(out / TWIN, twin(data, findings))
-    write_atomic(out / PAGE, render(data, findings, {name: kinds["svg"] for name, kinds in drawn.items()}))
+    write_atomic(out / PAGE, render(data, findings))
     return out / PAGE
 
 
-def render(data: ReportData, findings: Findings, drawn: Mapping[str, bytes]) -> str:
+def render(data: ReportData, findings: Findings) -> str:
     """The page as HTML; every text is escaped.
 
     Parameters
@@ -182,8 +187,6 @@ def render(data: ReportData, findings: Findings, drawn: Mapping[str, bytes]) -> 
         What the report shows.
     findings : Findings
         What is computed of it.
-    drawn : Mapping[str, bytes]
-        Each plot as SVG by its name.
 
     Returns
     -------
@@ -191,7 +194,9 @@ def render(data: ReportData, findings: Findings, drawn: Mapping[str, bytes]) -> 
     """
     summary = findings.summary
     template = template_of("page.html")
-    first, *others = [(plot, figures.data_uri(drawn[plot.name], "image/svg+xml")) for plot in findings.plots]
+    first, *others = [
+        (plot, figures.data_uri(findings.drawn[plot.name]["svg"], "image/svg+xml")) for plot in findings.plots
+    ]
     return template.render(
         data=data,
         **look(),
