@@ -112,8 +112,9 @@ def _scale(axes: Axes, points: pd.DataFrame) -> None:
 
 
 def figure_bytes(figure: Figure) -> dict[str, bytes]:
-    """A figure as `png` (150 dots an inch) and `svg`, the same bytes for the same figure; it is laid out once."""
-    figure.draw_without_rendering()
+    """A figure as `png` (150 dots an inch) and `svg`, the same bytes for the same figure, with the same layout."""
+    for _ in range(2):  # square panels find their places the second time
+        figure.draw_without_rendering()
     figure.set_layout_engine("none")
     found = {}
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):

@@ -10,9 +10,10 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from stages.report.diagnostics import chosen
-from stages.report.figures import learning_curve, rows_of_methods
+from stages.report.figures import figure_bytes, learning_curve, rows_of_methods
+from stages.report.page import Findings
 from stages.report.tables import summarise
-from tests.unit.stages.test_report import answers, fit, page, probabilities, study
+from tests.unit.stages.test_report import answers, data, fit, page, probabilities, study
 
 POLICIES = ("union", "box", "top1")
 MASKED = ("medfocus", "masked", "overlay", "crop", "blur", "roi", "ring", "medfocus-none", "roi+ring", "shape")
@@ -84,3 +85,21 @@ def test_line_that_one_panel_alone_has_is_in_the_legend() -> None:
     figure = learning_curve(summarise(pd.concat([study(), shots], ignore_index=True)))
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert sorted(names) == ["constant", "coop", "medfocus, mask union", "original"]
+
+
+@pytest.mark.parametrize("masks", [("union",), POLICIES], ids=["one", "three"])
+def test_nothing_of_a_figure_is_cut_off(masks: tuple[str, ...]) -> None:
+    scores = pd.concat([study(), *(pd.DataFrame([fit(m, "masked", 1.0, s, 14) for s in range(3)]) for m in masks)])
+    scores = scores.reset_index(drop=True)
+    kept: list[Figure] = []
+
+    def save(figure: Figure) -> dict[str, bytes]:
+        kept.append(figure)
+        return figure_bytes(figure)
+
+    Findings.of(data(scores=scores, answers=answers(scores), probabilities=probabilities(answers(scores))), save=save)
+    assert len(kept) == 5
+    for figure in kept:
+        width, height = figure.get_size_inches()
+        box = figure.get_tightbbox()
+        assert min(box.x0, box.y0, width - box.x1, height - box.y1) >= 0
