@@ -25,7 +25,7 @@ from pipeline.workspace import Workspace
 from stages.models.weights import WeightsFolder
 
 if TYPE_CHECKING:
-    from stages.report.data import ReportData
+    from pipeline.results import Built
 
 SHOWN = 20
 """Conflicts that ingest prints at most."""
@@ -178,28 +178,27 @@ def do_report(workspace: Workspace, *, quiet: bool = False) -> Path:
     """Write the report and return its page; print its tables and its path, unless quiet."""
     from pipeline.results import build_report
 
-    page, data = build_report(workspace)
+    built = build_report(workspace)
     if not quiet:
-        _print_scores(data)
-        say([f"Report: {page}"])
-    return page
+        _print_scores(built)
+        say([f"Report: {built.page}"])
+    return built.page
 
 
-def _print_scores(data: ReportData) -> None:
-    from stages.report.notes import warnings_of
+def _print_scores(built: Built) -> None:
     from stages.report.tables import by_kind, n_flagged, summary_table
 
-    flagged = n_flagged(data.scores)
+    flagged = n_flagged(built.scores)
     say(["Test accuracy in percent: mean ± sd over seeds (correct/all answers, pooled)"])
     for unflagged in (False, True) if flagged else (False,):
         if unflagged:
             say(["", f"The same without the {flagged} flagged test images, which also occur in training"])
-        for number, scores in enumerate(by_kind(data.scores)):
+        for number, scores in enumerate(by_kind(built.scores)):
             say([""] * number)
             table = summary_table(scores, unflagged=unflagged)
             print_table([str(c) for c in table.columns], [tuple(row) for row in table.itertuples(index=False)])
-    if cautions := len(warnings_of(data)):
-        say([f"Cautions: {cautions}; they stand at the top of the report."])
+    if built.cautions:
+        say([f"Cautions: {len(built.cautions)}; they stand at the top of the report."])
 
 
 def do_doctor(workdir: Path, config: RunConfig, *, as_json: bool) -> int:

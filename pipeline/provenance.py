@@ -21,8 +21,9 @@ from manifests.fingerprint import digest_bytes
 from manifests.inventory_file import format_table
 from manifests.runs import RunRecord, load_run
 from pipeline.committed import Committed, look_up
+from pipeline.fit_tables import score_table
 from pipeline.lineage import lineage
-from pipeline.results import report_command, score_table
+from pipeline.results import report_command
 from pipeline.workspace import Workspace
 
 PROFILES = (

@@ -6,7 +6,10 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Final
 
-NAMES: Final = ("answers", "committed", "gallery", "lineage", "map_points", "mask_facts", "results", "supplied_masks")
+NAMES: Final = (
+    *("answers", "committed", "fit_tables", "gallery", "lineage", "map_points", "mask_facts", "results"),
+    "supplied_masks",
+)
 """Modules that gather it; those whose name begins with `attention` are more of them."""
 
 

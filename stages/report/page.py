@@ -35,7 +35,7 @@ from stages.report.outcomes import MOST
 from stages.report.plots import Plot
 from stages.report.published import published_table
 
-PAGE, TWIN = "index.html", "report.md"
+PAGE, TWIN, PROVENANCE = "index.html", "report.md", "provenance.json"
 SOURCES = (".py", ".html", ".css", ".js", ".csv")
 DRAWN_WITH = ("features.py", "images.py", "methods.py", "models/rollout.py", "scores.py")
 """Files of other packages that pictures, maps and figures are made with."""
@@ -171,8 +171,9 @@ def write_report(data: ReportData, out: Path) -> Path:
     scores = data.scores[[*SCORE_COLUMNS, *rest]]
     write_atomic(out / "scores.csv", csv_text(scores))
     write_atomic(out / KEPT, Kept.of(data.answers, data.classes).to_bytes())
-    record = {"report": data.fingerprint, "created": data.created, "command": data.command, **data.provenance}
-    write_atomic(out / "provenance.json", json.dumps(record, indent=1) + "\n")
+    made = {"report": data.fingerprint, "created": data.created, "command": data.command}
+    record = {**made, "cautions": notes.warnings_of(data), **data.provenance}
+    write_atomic(out / PROVENANCE, json.dumps(record, indent=1) + "\n")
     write_atomic(out / TWIN, twin(data, findings))
     write_atomic(out / PAGE, render(data, findings))
     return out / PAGE

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from manifests.errors import WeightsError
@@ -22,6 +23,7 @@ from pipeline.attention_maps import NO_MEAN, NO_VECTOR, _Encoded, _problem, _Rea
 from pipeline.committed import Committed, answers_of, largest, look_up, plain_name, read_artifact
 from pipeline.config import load_config
 from pipeline.graph import Node
+from pipeline.results import build_report
 from pipeline.runner import Runner, RunOptions
 from pipeline.supplied_masks import take_supplied
 from pipeline.workspace import Workspace
@@ -180,6 +182,16 @@ def test_source_that_left_is_counted_by_reason(study: Workspace) -> None:
     )
     assert {m.method for m in attention.maps} == {"masked"}  # the masked image is stored
     assert len(attention.scores) == 0
+
+
+def test_page_that_lacks_nothing_is_found_without_looking_again(
+    study: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = build_report(study)
+    monkeypatch.setattr("pipeline.results.report_data", None)
+    again = build_report(Workspace(study.paths, study.config, source=study.paths.root / "nowhere"))
+    assert again.page == first.page
+    pd.testing.assert_frame_equal(again.scores, first.scores)
 
 
 def test_damaged_head_is_one_sentence_and_the_others_are_asked(study: Workspace, tmp_path: Path) -> None:

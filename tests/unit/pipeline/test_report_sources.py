@@ -29,7 +29,7 @@ def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         *("stages/attention/relevance.py", "stages/models/rollout.py", "stages/images.py"),
         *("pipeline/gallery.py", "pipeline/attention.py", "pipeline/attention_maps.py", "pipeline/attention_heads.py"),
         *("pipeline/mask_facts.py", "pipeline/map_points.py", "pipeline/results.py", "pipeline/committed.py"),
-        "pipeline/supplied_masks.py",
+        *("pipeline/supplied_masks.py", "pipeline/fit_tables.py"),
     ],
 )
 def test_mended_code_changes_the_digest_of_the_layout(code: Path, name: str) -> None:

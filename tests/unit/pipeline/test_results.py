@@ -36,7 +36,7 @@ def study(tmp_path: Path, phantom_folder: Path) -> Workspace:
 def shown(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Path]:
     """Such a study with its report, and the page; for tests that only look."""
     workspace = complete(ingested(tmp_path_factory.mktemp("shown"), phantom_folder))
-    return workspace, build_report(workspace)[0]
+    return workspace, build_report(workspace).page
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def source_of(workspace: Workspace) -> Path:
 
 
 def text_of(workspace: Workspace) -> str:
-    return build_report(workspace)[0].read_text("utf-8")
+    return build_report(workspace).page.read_text("utf-8")
 
 
 def folder_of(workspace: Workspace) -> Path:
@@ -78,7 +78,7 @@ def test_source_that_is_gone_does_not_end_the_report(study: Workspace) -> None:
 def test_page_with_originals_is_another_report_than_the_one_without(study: Workspace) -> None:
     moved = source_of(study).rename(study.paths.root.parent / "elsewhere")
     without = folder_of(study)
-    mounted, _ = build_report(reopened(study, source=moved))
+    mounted = build_report(reopened(study, source=moved)).page
     assert mounted.parent != without
     assert "without the original image" not in mounted.read_text("utf-8")
 
@@ -86,7 +86,7 @@ def test_page_with_originals_is_another_report_than_the_one_without(study: Works
 def test_same_content_is_the_same_folder_and_not_drawn_again(shown: tuple[Workspace, Path]) -> None:
     study, page = shown
     before = page.stat().st_mtime_ns, page.read_bytes()
-    again, _ = build_report(reopened(study))
+    again = build_report(reopened(study)).page
     assert again == page
     assert again.parent == folder_of(reopened(study))
     assert (again.stat().st_mtime_ns, again.read_bytes()) == before

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import re
 import subprocess
 import sys
@@ -461,7 +462,9 @@ def test_mask_is_outlined_and_its_inside_stays_visible() -> None:
 
 
 def test_tables_and_figures_are_files_beside_the_page(tmp_path: Path) -> None:
-    out = write_report(data(), tmp_path / "report").parent
+    shown = data(incomplete={"box": "3 of 5 chunks of masks"})
+    out = write_report(shown, tmp_path / "report").parent
+    assert json.loads((out / "provenance.json").read_text())["cautions"] == list(warnings_of(shown)) != []
     names = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
     drawn = ("learning_curve", "controls", "confusion", "reliability", "roc")
     figures = {f"figures/{name}.{kind}" for name in drawn for kind in ("csv", "png", "svg")}
