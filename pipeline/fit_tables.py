@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from manifests.errors import InventoryError
+from manifests.types import Cell
 from pipeline.committed import Committed, plain_name, read_artifact
 from pipeline.graph import Node
 from pipeline.workspace import Workspace
@@ -46,16 +47,7 @@ def score_table(workspace: Workspace, committed: Committed) -> pd.DataFrame:
         node = workspace.nodes[key]
         for cell in sorted(cells, key=lambda c: (place(c.method), c.shots, c.fraction, c.seed)):
             scores = json.loads(read_artifact(workspace, node, cells[cell], "scores.json"))
-            mask = node.policy if _sees_masks(workspace, node, cell.method) else ""
-            rows.append(
-                {
-                    **scores,
-                    "mask": mask,
-                    "method": _shown(node, cell.method),
-                    "training": cell.training,
-                    "seed": cell.seed,
-                }
-            )
+            rows.append({**scores, **_fit(workspace, node, cell)})
     if not rows:
         raise InventoryError(
             f"The data set {workspace.paths.name!r} has no scores under this configuration.",
@@ -78,14 +70,7 @@ def answer_table(workspace: Workspace, committed: Committed) -> pd.DataFrame:
         for cell, commit in cells.items():
             file = io.BytesIO(read_artifact(workspace, node, commit, "predictions.csv"))
             told = pd.read_csv(file, usecols=columns, dtype=str, na_filter=False)
-            mask = node.policy if _sees_masks(workspace, node, cell.method) else ""
-            fit: dict[str, Any] = {
-                "mask": mask,
-                "method": _shown(node, cell.method),
-                "training": cell.training,
-                "seed": cell.seed,
-            }
-            frames.append(told.assign(**fit))
+            frames.append(told.assign(**_fit(workspace, node, cell)))
     if not frames:
         return pd.DataFrame(columns=list(ANSWER_COLUMNS))
     told = pd.concat(frames, ignore_index=True)
@@ -125,11 +110,7 @@ def probability_table(workspace: Workspace, committed: Committed) -> pd.DataFram
         for cell, commit in cells.items():
             if (cell.fraction, cell.shots) == largest[cell.method]:
                 told = _told(read_artifact(workspace, node, commit, "predictions.csv"), workspace.classes)
-                told.insert(0, "seed", cell.seed)
-                told.insert(0, "training", cell.training)
-                told.insert(0, "method", _shown(node, cell.method))
-                told.insert(0, "mask", node.policy if _sees_masks(workspace, node, cell.method) else "")
-                frames.append(told)
+                frames.append(told.assign(**_fit(workspace, node, cell)))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(PROBABILITY_COLUMNS))
 
 
@@ -146,13 +127,16 @@ def _told(data: bytes, classes: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame({**fields, **{f"p_{index}": shares[:, index] for index in range(len(classes))}})
 
 
+def _fit(workspace: Workspace, node: Node, cell: Cell) -> dict[str, Any]:
+    """What names a fit in every table."""
+    seen = workspace.config.baselines.view if node.stage == "baselines" else cell.method
+    mask = node.policy if sees_masks(seen) else ""
+    return {"mask": mask, "method": _shown(node, cell.method), "training": cell.training, "seed": cell.seed}
+
+
 def _shown(node: Node, method: str) -> str:
     """Name of a method in tables: one on another backbone is named after that, too."""
     if not node.backbone:
         return method
     name = node.backbone.removesuffix(UNTRAINED)
     return f"{name} {method}" if name == node.backbone else f"{name} (untrained) {method}"
-
-
-def _sees_masks(workspace: Workspace, node: Node, method: str) -> bool:
-    return sees_masks(workspace.config.baselines.view if node.stage == "baselines" else method)

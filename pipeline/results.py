@@ -181,7 +181,9 @@ def build_report(workspace: Workspace) -> Built:
     page = workspace.paths.report(data.fingerprint) / PAGE
     if not page.is_file():
         gc.freeze()  # statsmodels collects garbage with each correction of p values, half a second of what is here
-        with threadpool_limits(1):  # the map takes a core of its own meanwhile
-            write_report(data, page.parent)
-        gc.unfreeze()
+        try:
+            with threadpool_limits(1):  # the map takes a core of its own meanwhile
+                write_report(data, page.parent)
+        finally:
+            gc.unfreeze()
     return Built(page, data.scores, warnings_of(data))
