@@ -31,6 +31,9 @@ NO_LINKS: Final = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 class WorkerRefusedError(RefusedError):
     """This process would mix other numbers into the store; another may do the work."""
 
+    worker = ""
+    """Address of the Dask worker that refuses, once its answer leaves it: an answer is copied when its worker goes."""
+
 
 class CanaryError(WorkerRefusedError):
     """This process' model makes something else of the canary than the one whose results are in the store."""

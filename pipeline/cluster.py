@@ -141,7 +141,7 @@ def _quiet_dask() -> None:
     """Keep Dask from speaking at length of every connection; the runner says what became of the units."""
     import dask
 
-    quiet = ("distributed", "distributed.client", "tornado.application")
+    quiet = ("distributed", "distributed.client", "tornado.application", "asyncio")
     dask.config.set({"logging": dict.fromkeys(quiet, "critical")})
 
 

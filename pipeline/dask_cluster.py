@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 
@@ -17,8 +17,10 @@ from manifests.errors import PipelineError, RefusedError
 from pipeline.attempts import Attempt, WorkerDiedError, WorkersEndedError
 from pipeline.canary import BrokenGpuError, WorkerRefusedError
 from pipeline.cluster import Outcome, Stopping
+from pipeline.dask_client import asking, nanny_lives, scheduler_lost
 from pipeline.execute import UnitReport, UnitTask, attempt_unit
 from pipeline.logs import log
+from pipeline.worker import signed
 from pipeline.workforce import Workforce
 
 UNITS_IN_FLIGHT: Final = 2
@@ -36,8 +38,8 @@ MOST_REFUSED: Final = 20
 """Workers that are refused before the run gives up."""
 POLL_S: Final = 0.5
 """How often signals are looked at while units compute, in seconds."""
-PING_S: Final = 5.0
-"""Patience with a nanny that does not answer, in seconds."""
+FETCH_S: Final = 5.0
+"""How long an outcome may take to arrive, in seconds; its worker may be gone, and the unit be computed anew."""
 LOOK_S: Final = 10.0
 """How often lost jobs are asked for again, in seconds."""
 PATIENCE_S: Final = 60.0
@@ -70,7 +72,9 @@ class DaskCluster:
         """Nannies whose worker was started anew, because its GPU failed."""
         self._gone: set[str] = set()
         """Nannies that are gone."""
-        self._looked = self._seen = time.monotonic()
+        self._looked = time.monotonic()
+        self._lonely = 0
+        """Looks in a row that found no worker; not seconds, since a batch system may stop this process for hours."""
 
     def run(self, tasks: Sequence[UnitTask], stopping: Stopping) -> Iterator[Outcome]:
         """Yield outcomes as they complete, in any order.
@@ -78,8 +82,16 @@ class DaskCluster:
         A unit that was near a worker's death runs once more with nothing beside it, so that only the guilty one fails;
         of a guilty chunk the images are found that kill the process, and it runs without them. A worker that was ended
         from outside, by a walltime or a person, speaks against no unit.
+
+        Raises
+        ------
+        RefusedError
+            If the scheduler is gone, or no worker has come for longer than the workforce's patience.
         """
-        queue = iter(tasks)
+        with asking(self._client):
+            yield from self._run(iter(tasks), stopping)
+
+    def _run(self, queue: Iterator[UnitTask], stopping: Stopping) -> Iterator[Outcome]:
         flying: dict[Any, Attempt] = {}
         suspects: list[UnitTask] = []
         alone = False
@@ -146,27 +158,12 @@ class DaskCluster:
         share = GPU_SHARE if attempt.task.planned.chunk else 1
         resources = {"GPU": share} if attempt.task.device == "cuda" else None
         future = self._client.submit(
-            attempt_unit, attempt.task, key=attempt.key, pure=False, retries=self._retries, resources=resources
+            signed, attempt_unit, attempt.task, key=attempt.key, pure=False, retries=self._retries, resources=resources
         )
         flying[future] = attempt
 
     def _settled(self, flying: dict[Any, Attempt]) -> Iterator[Outcome]:
-        """Wait a little; yield what ended for good, and start anew what a worker's end took with it.
-
-        Raises
-        ------
-        RefusedError
-            If the scheduler is gone.
-        """
-        try:
-            yield from self._settle(flying)
-            self._look_after()
-        except (CancelledError, CommClosedError) as error:
-            raise RefusedError(
-                "The Dask scheduler is gone.", "What was committed stands: run the same command again."
-            ) from error
-
-    def _settle(self, flying: dict[Any, Attempt]) -> Iterator[Outcome]:
+        """Wait a little; yield what ended for good, and start anew what a worker's end took with it."""
         try:
             with self._client.as_current():
                 done = list(wait(list(flying), timeout=POLL_S, return_when="FIRST_COMPLETED").done)
@@ -174,12 +171,18 @@ class DaskCluster:
             done = []
         for future in done:
             attempt = flying.pop(future)
-            result = self._result(future, attempt)
+            try:
+                report, error = self._fetched(future)
+            except TimeoutError:
+                flying[future] = attempt
+                continue
+            result = self._result(future, attempt, report) if error is None else self._after_error(error, attempt)
             future.release()  # a poll that timed out may still refer to it; a worker's end would have it computed anew
             if result is None:
                 self._submit(attempt, flying)
             else:
                 yield attempt.task, result
+        self._look_after()
 
     def _look_after(self) -> None:
         now = time.monotonic()
@@ -190,27 +193,56 @@ class DaskCluster:
         connected = self._connected()
         if self._workforce.come_and_go:
             self.workers = max(1, len(connected))
-        if connected:
-            self._seen = now
-        elif now - self._seen >= PATIENCE_S:
-            self._seen = now
+        self._lonely = 0 if connected else self._lonely + 1
+        alone_s = self._lonely * LOOK_S
+        if alone_s >= self._workforce.patience_s:
+            last = self._workforce.last_words.text
+            raise RefusedError(
+                f"No worker has been connected for {alone_s:.0f} s; of the last one: {last}.",
+                f"{self._workforce.hint} What was committed stands: run the same command again.",
+            )
+        if alone_s and alone_s % PATIENCE_S == 0:
             log.warning("no worker is connected; units wait. %s", self._workforce.hint)
 
     def _connected(self) -> set[str]:
         """Addresses of the workers."""
         return set(self._client.scheduler_info(n_workers=-1)["workers"])
 
-    def _result(self, future: Any, attempt: Attempt) -> UnitReport | Exception | None:
-        """What became of a unit; None if it must be tried again."""
-        error = future.exception()
-        if error is None:
-            report: UnitReport | PipelineError = future.result()
-            if isinstance(report, BrokenGpuError):
-                return self._renew(report, future, attempt)
-            return self._refuse(report, future, attempt) if isinstance(report, WorkerRefusedError) else report
+    def _fetched(self, future: Any) -> tuple[UnitReport | PipelineError | None, BaseException | None]:
+        """A unit's report, or what it raised: maybe only when its report was lost and it was computed anew.
+
+        Raises
+        ------
+        TimeoutError
+            If neither is there: the worker that had it is gone.
+        """
+        error = future.exception(timeout=FETCH_S)
+        if error is not None:
+            return None, error
+        try:
+            return future.result(timeout=FETCH_S), None
+        except (CancelledError, CommClosedError, TimeoutError):
+            raise
+        except Exception as raised:
+            if scheduler_lost(self._client):
+                raise
+            return None, raised
+
+    def _result(
+        self, future: Any, attempt: Attempt, report: UnitReport | PipelineError | None
+    ) -> UnitReport | PipelineError | None:
+        """What a unit that ended comes to; None if it must be tried again."""
+        if not isinstance(report, WorkerRefusedError):
+            return report
+        future.release()  # nobody is to keep, or to compute again, the answer of a worker that goes
+        attempt.ended += 1
+        return self._renew(report) if isinstance(report, BrokenGpuError) else self._refuse(report)
+
+    def _after_error(self, error: BaseException, attempt: Attempt) -> Exception | None:
+        """What a unit that raised comes to; None if it must be tried again."""
         if isinstance(error, KilledWorker):
             return self._after_death(error.last_worker, attempt)
-        return error if isinstance(error, Exception) else RuntimeError(f"the unit was {future.status}")
+        return error if isinstance(error, Exception) else RuntimeError(f"the unit raised {error!r}")
 
     def _after_death(self, worker: Any, attempt: Attempt) -> WorkerDiedError | WorkersEndedError | None:
         """Blame the unit only if its process ended by itself: then its nanny lives, and nobody told it to close."""
@@ -232,48 +264,33 @@ class DaskCluster:
         if (
             worker.nanny is not None
             and worker.nanny not in self._gone
-            and not self._client.sync(self._answers, worker.nanny)
+            and not self._client.sync(nanny_lives, self._client, worker.nanny)
         ):
             self._gone.add(worker.nanny)
         return worker.nanny in self._gone
 
-    async def _answers(self, nanny: str) -> bool:
-        """Whether a nanny lives, also a second later: a job's processes are not all killed at once."""
-        try:
-            async with asyncio.timeout(PING_S):
-                await self._client.rpc(nanny).identity()
-                await asyncio.sleep(1)
-                await self._client.rpc(nanny).identity()
-        except (OSError, TimeoutError):
-            return False
-        return True
-
-    def _holders(self, future: Any) -> set[str]:
-        """Addresses of the workers that have an answer."""
-        return {address for holders in self._client.who_has([future]).values() for address in holders}
-
-    def _renew(self, error: BrokenGpuError, future: Any, attempt: Attempt) -> WorkerRefusedError | None:
+    def _renew(self, error: BrokenGpuError) -> WorkerRefusedError | None:
         """Have a process started anew that can use its GPU no more; at the second time the worker is sent away."""
-        addresses, workers = self._holders(future), self._client.scheduler_info(n_workers=-1)["workers"]
-        nannies = {workers[address]["nanny"] for address in addresses if address in workers}
-        if self._renewed & nannies or None in nannies:
-            return self._refuse(error, future, attempt)
-        self._renewed |= nannies
-        attempt.ended += 1
+        worker = self._client.scheduler_info(n_workers=-1)["workers"].get(error.worker)
+        if worker is None:
+            return None
+        if worker["nanny"] is None or worker["nanny"] in self._renewed:
+            return self._refuse(error)
+        self._renewed.add(worker["nanny"])
         log.error("a worker process is started anew: %s", error)
-        future.release()  # nobody is to compute the answer again that goes with its process
-        self._client.restart_workers(list(addresses), raise_for_error=False)
+        with suppress(KeyError):  # it ended meanwhile by itself, and is started anew all the same
+            self._client.restart_workers([error.worker], raise_for_error=False)
         return None
 
-    def _refuse(self, error: WorkerRefusedError, future: Any, attempt: Attempt) -> WorkerRefusedError | None:
-        """Send away a worker that may not add to the store; its unit goes to another, if there is one."""
-        addresses = self._holders(future)
-        future.release()  # nobody is to keep the answer of a worker that goes
-        self._client.retire_workers(list(addresses), close_workers=True)
-        self._refused |= addresses
-        attempt.ended += 1
-        left = self._connected() - self._refused
-        if len(self._refused) > MOST_REFUSED or not (left or self._workforce.elastic):
-            return error
-        log.error("a worker is refused: %s", error)
-        return None
+    def _refuse(self, error: WorkerRefusedError) -> WorkerRefusedError | None:
+        """Send away a worker that may not add to the store; its units go to another, if there is one."""
+        workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        if error.worker not in self._refused:
+            self._refused.add(error.worker)
+            if error.worker in workers:
+                self._workforce.dismiss(workers[error.worker]["name"])
+                self._client.retire_workers([error.worker], close_workers=True)
+            if len(self._refused) <= MOST_REFUSED:
+                log.error("a worker is refused: %s", error)
+        others = workers.keys() - self._refused or self._workforce.elastic
+        return None if others and len(self._refused) <= MOST_REFUSED else error

@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
-import logging
+import asyncio
 import math
-import re
-import socket
-import sys
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import dask
-import psutil
 from distributed import Adaptive, Client, Status
 
 from manifests.errors import ConfigError, RefusedError
-from pipeline.cluster_config import ClusterConfig, JobSettings
-from pipeline.dask_cluster import UNITS_IN_FLIGHT, DaskCluster
-from pipeline.dask_sites import LIBRARIES, ONE_DEATH, security_of
+from pipeline.cluster_config import ClusterConfig
+from pipeline.dask_client import nanny_lives
+from pipeline.dask_cluster import DaskCluster
+from pipeline.dask_sites import OWN_RULES
+from pipeline.job_arguments import job_arguments
 from pipeline.logs import log
-from pipeline.worker import STARTED, Life, Prepare
+from pipeline.worker import Life, Prepare
 from pipeline.workforce import Workforce
 
 QUEUE_CLASSES: Final = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster", "sge": "SGECluster"}
 LOST_S: Final = 15.0
-"""A job is lost if its workers are gone for so long, in seconds; a process that died comes back sooner."""
+"""A job whose workers are gone for so long, in seconds, is lost if none of their nannies lives to start one anew."""
+MOST_MISSED: Final = 2
+"""Looks in a row at which no nanny of a job answers before it is lost: a busy node may miss one."""
+HOPELESS_S: Final = 600.0
+"""A job is lost if its workers are gone for so long, in seconds, whatever lives."""
 IDLE_S: Final = 60
 """A job without work is given up after so many looks, one a second: the next stage may want it."""
-OWN_LOOK: Final = {"distributed.deploy.lost-worker-timeout": "1000 days"}
-"""Dask's own look at lost workers, which knows nothing of jobs of several, would cancel the job that replaced one."""
 
 
 def job_of(worker: Any, *, shared: bool) -> str:
@@ -65,15 +67,28 @@ class Submissions:
         """What it last said to one that it did not take."""
 
 
+@dataclass(slots=True)
+class Past:
+    """What is known of a job."""
+
+    seen: float = math.inf
+    """When a worker of it was last there; infinity before one came."""
+    nannies: set[str] = field(default_factory=set)
+    """Those that its workers have had."""
+    missed: int = 0
+    """Looks in a row at which none of them answered."""
+
+
 class Jobs(Workforce):
     """Workers in jobs of a batch system, which may end at any time."""
 
     elastic = True
 
-    def __init__(self, cluster: Any, submissions: Submissions, hint: str) -> None:
+    def __init__(self, client: Client, cluster: Any, submissions: Submissions, hint: str) -> None:
         super().__init__()
-        self._cluster, self._submissions, self._hint = cluster, submissions, hint
-        self._seen: dict[str, float] = {}
+        self._client, self._cluster, self._submissions, self._hint = client, cluster, submissions, hint
+        self._past: WeakKeyDictionary[Any, Past] = WeakKeyDictionary()
+        """Of each of Dask's jobs, not of names, which are given again; Dask wants jobs forgotten when it closes."""
 
     @property
     def hint(self) -> str:  # type: ignore[override]
@@ -99,17 +114,33 @@ class Jobs(Workforce):
     async def _replace(self) -> None:
         """In the cluster's own thread: forget jobs that are gone, and ask for as many as before."""
         now, cluster = time.monotonic(), self._cluster
-        connected = {worker["name"] for worker in cluster.scheduler_info["workers"].values()}
-        for name, job in list(cluster.workers.items()):
+        nannies = {worker["name"]: worker["nanny"] for worker in cluster.scheduler_info["workers"].values()}
+        lost, silent = [], []
+        for name, job in cluster.workers.items():
+            past = self._past.setdefault(job, Past())
             names = {f"{name}{suffix}" for suffix in cluster.worker_spec.get(name, {}).get("group", [""])}
-            if names & connected:
-                self._seen[name] = now
-            elif job.job_id is None or now - self._seen.get(name, now) >= LOST_S:
-                self._seen.pop(name, None)
-                if cluster.workers.pop(name, None) is not None:
-                    with suppress(OSError, RuntimeError):  # the queue may be away for a moment, or know it no more
-                        await job.close()
+            if connected := names & nannies.keys():
+                past.seen, past.missed = now, 0
+                past.nannies |= {nannies[worker] for worker in connected} - {None}
+            elif job.job_id is None or now - past.seen >= HOPELESS_S:
+                lost.append((name, job))
+            elif now - past.seen >= LOST_S:
+                silent.append((name, job))
+        lives = await asyncio.gather(*(self._lives(job) for _, job in silent))
+        for (name, job), alive in zip(silent, lives, strict=True):
+            self._past[job].missed = 0 if alive else self._past[job].missed + 1
+            if self._past[job].missed >= MOST_MISSED:
+                lost.append((name, job))
+        for name, job in lost:
+            if cluster.workers.get(name) is job:
+                del cluster.workers[name]
+                with suppress(OSError, RuntimeError):  # the queue may be away for a moment, or know it no more
+                    await job.close()
         cluster.scale(jobs=len(cluster.worker_spec))
+
+    async def _lives(self, job: Any) -> bool:
+        """Whether a nanny of a job lives, which starts its worker anew; from a busy disk that takes a while."""
+        return any(await asyncio.gather(*(nanny_lives(self._client, nanny) for nanny in self._past[job].nannies)))
 
 
 @contextmanager
@@ -137,8 +168,8 @@ def job_cluster(config: ClusterConfig, logs: Path, *, gpu: bool) -> Iterator[Das
     logs.mkdir(parents=True, exist_ok=True, mode=0o700)
     submissions, queue_class = Submissions(), _queue_class(config.kind)
     with (
-        dask.config.set({**ONE_DEATH, **OWN_LOOK}),
-        _started(queue_class, submissions, _job_arguments(config, settings, logs, gpu=gpu)) as cluster,
+        dask.config.set(OWN_RULES),
+        _started(queue_class, submissions, job_arguments(config, settings, logs, gpu=gpu)) as cluster,
         _without_keys_afterwards(cluster),
         Client(cluster, set_as_default=False) as client,
     ):
@@ -151,7 +182,7 @@ def job_cluster(config: ClusterConfig, logs: Path, *, gpu: bool) -> Iterator[Das
             worker_key=partial(job_of, shared=settings.workers > 1),
         )
         hint = f"Look at the queue, and at the jobs' output in {logs}."
-        yield DaskCluster(client, most * settings.workers, config.retries, Jobs(cluster, submissions, hint))
+        yield DaskCluster(client, most * settings.workers, config.retries, Jobs(client, cluster, submissions, hint))
 
 
 def _started(queue_class: Any, submissions: Submissions, arguments: dict[str, Any]) -> Any:
@@ -207,85 +238,3 @@ def _noting(job_class: Any, submissions: Submissions) -> Any:
                 self.status = Status.running
 
     return Noting
-
-
-def _job_arguments(config: ClusterConfig, settings: JobSettings, logs: Path, *, gpu: bool) -> dict[str, Any]:
-    """What dask-jobqueue is told; keys that are left out come from the site's own jobqueue.yaml."""
-    _check_interface(settings.interface)
-    _check_written(config, settings, logs)
-    threads = [f"export {name}_NUM_THREADS={config.threads}" for name in LIBRARIES]
-    quiet = "export DASK_LOGGING__DISTRIBUTED=warning"
-    started = f"export {STARTED}=$(date +%s)"
-    arguments: dict[str, Any] = {
-        "cores": settings.cores,
-        "memory": settings.memory,
-        "processes": settings.workers,
-        "walltime": settings.walltime.rpartition(":")[0] if config.kind == "lsf" else settings.walltime,
-        "interface": settings.interface,
-        "job_name": "medfocus-gpu" if gpu else "medfocus-cpu",
-        "job_script_prologue": [started, *threads, quiet, *settings.prologue],
-        "log_directory": str(logs),
-        "shared_temp_directory": str(logs),
-        "scheduler_options": {"interface": settings.interface, "dashboard_address": "127.0.0.1:0"},
-        "worker_extra_args": [
-            *("--nthreads", str(UNITS_IN_FLIGHT if gpu else 1)),
-            *("--dashboard-address", "127.0.0.1:0"),
-            *(("--resources", "GPU=1") if gpu else ()),
-        ],
-        "silence_logs": logging.CRITICAL,
-    }
-    if not config.insecure:
-        arguments["security"] = security_of(config) if config.tls.given else True
-    if settings.queue:
-        arguments["queue"] = settings.queue
-    if settings.account:
-        arguments["project" if config.kind in ("lsf", "sge") else "account"] = settings.account
-    if settings.local_directory:
-        arguments["local_directory"] = settings.local_directory
-    return arguments | _gpu_arguments(config.kind, settings)
-
-
-def _gpu_arguments(kind: str, settings: JobSettings) -> dict[str, Any]:
-    """How each batch system is asked for GPUs, and the site's own directives."""
-    own = list(settings.directives)
-    if not settings.gpus:
-        return {"job_extra_directives": own}
-    if kind == "pbs":
-        memory = settings.memory.replace(" ", "").lower()
-        spec = f"select=1:ncpus={settings.cores}:ngpus={settings.gpus}:mem={memory}"
-        return {"resource_spec": spec, "job_extra_directives": own}
-    asked = {"slurm": f"--gres=gpu:{settings.gpus}", "lsf": f'-gpu "num={settings.gpus}"'}
-    return {"job_extra_directives": [asked.get(kind, f"-l gpu={settings.gpus}"), *own]}
-
-
-def _check_written(config: ClusterConfig, settings: JobSettings, logs: Path) -> None:
-    """Refuse paths that dask-jobqueue, which quotes nothing, would write into a script that means something else."""
-    tls = config.tls
-    for path in (logs, sys.executable, settings.local_directory, tls.ca or "", tls.cert or "", tls.key or ""):
-        if wrong := re.search(r"[^\w./@%+=:,-]", str(path)):
-            raise ConfigError(
-                f"{str(path)!r} has {wrong[0]!r}, which a job's script cannot hold.", "Use folders without such names."
-            )
-    if settings.lifetime_s - settings.stagger_s <= 0:
-        raise ConfigError(
-            f"cluster.jobs.walltime = {settings.walltime!r} leaves nothing before margin_s = {settings.margin_s:g} and "
-            f"stagger_s = {settings.stagger_s:g}.",
-            "Give jobs more time, or shorten the margin to what a unit takes.",
-        )
-
-
-def _check_interface(name: str) -> None:
-    """Refuse to listen anywhere but on a named interface of this machine."""
-    found = {
-        key: address.address
-        for key, addresses in psutil.net_if_addrs().items()
-        for address in addresses
-        if address.family == socket.AF_INET
-    }
-    if name not in found:
-        known = ", ".join(f"{key} ({address})" for key, address in sorted(found.items()))
-        what = f"{name!r}, which is not here" if name else "not given"
-        raise ConfigError(
-            f"cluster.jobs.interface is {what}: scheduler and workers listen on one interface alone.",
-            f"Name the one that the nodes reach; of this machine: {known}.",
-        )

@@ -10,18 +10,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import dask
-from distributed import Client, LocalCluster, Security
+from distributed import Client, LocalCluster, Security, Status
 
 from manifests.errors import ConfigError, RefusedError
 from pipeline.cluster_config import ClusterConfig
+from pipeline.dask_client import asking, prepare_workers
 from pipeline.dask_cluster import UNITS_IN_FLIGHT, DaskCluster
 from pipeline.logs import log
 from pipeline.worker import Prepare
-from pipeline.workforce import Workforce
+from pipeline.workforce import LastWords, Workforce
 
 LIBRARIES: Final = ("OMP", "MKL", "OPENBLAS")
 ROLES: Final = ("client", "scheduler", "worker")
@@ -29,8 +30,15 @@ CONNECT_S: Final = 30
 """Patience with a scheduler that does not answer, in seconds."""
 STARTS: Final = 3
 """Attempts at starting the workers of this machine: whatever kills one meanwhile is not there to stay."""
-ONE_DEATH: Final = {"distributed.scheduler.allowed-failures": 0}
-"""Dask tells of a worker's first death; `DaskCluster` counts, because it knows whose fault a death was."""
+OWN_RULES: Final = {
+    # Dask tells of a worker's first death; `DaskCluster` counts, because it knows whose fault a death was.
+    "distributed.scheduler.allowed-failures": 0,
+    # Dask's own look at lost workers would close the nanny of one that takes longer to start again, and cancel the job
+    # that replaced one; a workforce looks for itself.
+    "distributed.deploy.lost-worker-timeout": "1000 days",
+}
+ALONE_S: Final = 600.0
+"""How long a run waits for workers of this machine when all are gone, in seconds."""
 
 
 @contextmanager
@@ -51,32 +59,79 @@ def local_cluster(config: ClusterConfig, workers: int, scratch: str, *, gpu: boo
     Raises
     ------
     RefusedError
-        If workers die while they start, again and again.
+        If workers die while they start or are prepared, again and again.
     """
     environment = {f"{name}_NUM_THREADS": str(config.threads) for name in LIBRARIES}
     settings = {
-        **ONE_DEATH,
+        **OWN_RULES,
         "distributed.nanny.pre-spawn-environ": environment,
         # A site's own dask.yaml may name its cluster's scheduler, which is not this one.
         "distributed.scheduler.contact-address": None,
     }
-    workforce, nanny = Workforce(), logging.getLogger("distributed.nanny")
+    last_words, nanny = LastWords(), logging.getLogger("distributed.nanny")
     nanny.setLevel(logging.INFO)
     nanny.propagate = False
-    nanny.addHandler(workforce.last_words)
+    nanny.addHandler(last_words)
     try:
         with (
             dask.config.set(settings),
-            _started(workers, scratch, workforce, gpu=gpu) as cluster,
+            _started(workers, scratch, last_words, gpu=gpu) as cluster,
             Client(cluster) as client,
         ):
-            client.register_plugin(Prepare())
-            yield DaskCluster(client, workers, config.retries, workforce)
+            prepare_workers(client, Prepare())
+            household = Household(cluster, last_words)
+            try:
+                yield DaskCluster(client, workers, config.retries, household)
+            finally:
+                household.end_starts()
     finally:
-        nanny.removeHandler(workforce.last_words)
+        nanny.removeHandler(last_words)
 
 
-def _started(workers: int, scratch: str, workforce: Workforce, *, gpu: bool) -> LocalCluster:
+class Household(Workforce):
+    """Workers of this machine: a process that died is started anew by its nanny, and a nanny that gave up here."""
+
+    hint = "Is there memory for them? Fewer: --workers 1."
+    patience_s = ALONE_S
+
+    def __init__(self, cluster: LocalCluster, last_words: LastWords) -> None:
+        super().__init__(last_words)
+        self._cluster = cluster
+
+    def look_after(self) -> None:
+        """Start nannies anew that closed by themselves, because their worker did not come up."""
+        self._cluster.sync(self._replace)
+
+    async def _replace(self) -> None:
+        """In the cluster's own thread, as Dask wants it."""
+        cluster = self._cluster
+        for name, nanny in list(cluster.workers.items()):
+            if nanny.status in (Status.closed, Status.failed):
+                del cluster.workers[name]
+        cluster.scale(len(cluster.worker_spec))
+
+    def dismiss(self, name: Any) -> None:
+        """Start no worker in the place of this one."""
+        self._cluster.worker_spec.pop(name, None)
+
+    @property
+    def elastic(self) -> bool:  # type: ignore[override]
+        """Whether a worker that was not sent away may come back."""
+        return bool(self._cluster.worker_spec)
+
+    def end_starts(self) -> None:
+        """Kill processes that have not come up, for which Dask would wait without end before it closes."""
+        self._cluster.sync(self._end_starts)
+
+    async def _end_starts(self) -> None:
+        self._cluster.worker_spec.clear()
+        for nanny in list(self._cluster._created):
+            if nanny.process is not None and nanny.process.status == Status.starting and nanny.process.process:
+                nanny.close_gracefully()  # else it would start another
+                await nanny.process.process.kill()
+
+
+def _started(workers: int, scratch: str, last_words: LastWords, *, gpu: bool) -> LocalCluster:
     for attempt in range(1, STARTS + 1):
         try:
             return LocalCluster(
@@ -92,8 +147,8 @@ def _started(workers: int, scratch: str, workforce: Workforce, *, gpu: bool) -> 
         except RuntimeError as error:
             if attempt == STARTS:
                 raise RefusedError(
-                    f"The worker processes do not start: {workforce.last_words.text}.",
-                    "Is there memory for them? Fewer: --workers 1. What was committed stands.",
+                    f"The worker processes do not start: {last_words.text}.",
+                    f"{Household.hint} What was committed stands.",
                 ) from error
             log.warning("a worker process died while it started; all are started again")
     raise AssertionError("unreachable")
@@ -132,7 +187,7 @@ def look_at_standing(config: ClusterConfig) -> Standing:
     ConfigError, RefusedError
         As `standing_cluster`.
     """
-    with _connect(config) as client:
+    with _connect(config) as client, asking(client):
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         return Standing(len(workers), any("GPU" in worker["resources"] for worker in workers))
 
@@ -155,13 +210,17 @@ def standing_cluster(config: ClusterConfig) -> Iterator[DaskCluster]:
     """
     with _connect(config) as client:
         plugin = Prepare()
-        client.register_plugin(plugin)
         try:
-            workers = config.workers or max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+            prepare_workers(client, plugin)
+            with asking(client):
+                workers = config.workers or max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
             yield DaskCluster(client, workers, config.retries, Visitors(come_and_go=not config.workers))
         finally:
-            with suppress(OSError, TimeoutError, ValueError):
-                client.unregister_worker_plugin(plugin.name)
+            if client.status == "running":
+                try:
+                    client.unregister_worker_plugin(plugin.name)
+                except Exception as error:  # noqa: BLE001  what ended the run is to be said, not this
+                    log.info("the workers keep what this run gave them: %s", error)
 
 
 @contextmanager

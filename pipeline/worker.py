@@ -9,14 +9,16 @@ import signal
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from distributed import Status
+from distributed import Status, get_worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from manifests.errors import ConfigError
+from pipeline.canary import WorkerRefusedError
 from pipeline.gpus import visible_gpus
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -114,6 +116,14 @@ async def drain(worker: Any, life: Life) -> None:
         workers=[worker.address], close_workers=False, remove=True, stimulus_id=f"drained-{time.time()}"
     )
     await worker.close(reason="its job ends soon")
+
+
+def signed(attempt: Callable[[Any], Any], task: Any) -> Any:
+    """Run a unit in a worker; a refusal says whose it is."""
+    result = attempt(task)
+    if isinstance(result, WorkerRefusedError):
+        result.worker = get_worker().address
+    return result
 
 
 def own_gpu(name: str, devices: tuple[str, ...]) -> str:

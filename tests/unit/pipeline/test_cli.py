@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,13 +15,15 @@ from tests.conftest import ROOT, Cli
 HEAVY = ("torch", "dask", "distributed", "zarr", "pandas", "sklearn", "pydantic")
 
 
-def test_help_answers_in_half_a_second() -> None:
+def test_help_takes_half_a_second_of_a_core() -> None:
+    """Not of the clock, which other processes of a busy machine hold up."""
+    script = "from pipeline.cli import main; main()"
     seconds = []
     for _ in range(5):
-        started = time.perf_counter()
-        script = "from pipeline.cli import main; main()"
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-c", script, "--help"], cwd=ROOT, check=True, capture_output=True)
-        seconds.append(time.perf_counter() - started)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds) < 0.5
 
 

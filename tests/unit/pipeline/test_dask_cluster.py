@@ -57,7 +57,7 @@ def test_chunk_whose_workers_are_ended_from_outside_too_often_is_failed_and_its_
     task, submitted = replace(TASK, planned=planned), []
     told_to_close = [(0.0, {"action": "closing-worker"})]
 
-    def submit(_: object, asked: UnitTask, **__: object) -> Mock:
+    def submit(_signed: object, _attempt: object, asked: UnitTask, **_: object) -> Mock:
         submitted.append(asked)
         error = KilledWorker(asked.key, Mock(address="tcp://a:1"), 0)
         return Mock(exception=raising(None, error))

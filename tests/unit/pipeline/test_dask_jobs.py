@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import dask
+import psutil
 import pytest
 
 from manifests.errors import ConfigError, RefusedError
+from pipeline import dask_jobs
 from pipeline.cluster_config import ClusterConfig, JobSettings, TlsSettings
 from pipeline.dask_jobs import Jobs, WholeJobs, job_cluster, job_of
 from pipeline.worker import STARTED
 from tests.integration.standing import Certificates
 
-WAIT_S = 60.0
+WAIT_S = 120.0
 KINDS = ("slurm", "pbs", "lsf", "sge")
 SUBMIT = {"slurm": "sbatch", "pbs": "qsub", "lsf": "bsub", "sge": "qsub"}
 CANCEL = {"slurm": "scancel", "pbs": "qdel", "lsf": "bkill", "sge": "qdel"}
@@ -308,6 +311,72 @@ def test_refused_job_is_asked_for_again_where_others_were_taken(queue: Queue, op
     assert "Last refused: sbatch: error: try again." in workforce.hint
     workforce.look_after()
     assert len(queue.scripts(2)) == 2
+
+
+@contextmanager
+def begun(script: Path, log: Path) -> Iterator[psutil.Process]:
+    """Run the script of a job as its node would; end its processes after the test."""
+    with log.open("wb") as out, subprocess.Popen(["/bin/sh", script], stdout=out, stderr=out) as job:
+        process = psutil.Process(job.pid)
+        try:
+            yield process
+        finally:
+            for child in [*process.children(recursive=True), process]:
+                with suppress(psutil.Error):
+                    child.kill()
+
+
+def processes_of(job: psutil.Process, word: str) -> list[psutil.Process]:
+    """Processes of a job with a word in their command line."""
+    found = []
+    for process in job.children(recursive=True):
+        with suppress(psutil.Error):
+            if word in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def nanny_status(dask_worker: Any) -> str:
+    return str(dask_worker.status.name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["nanny gone", "hopeless"])
+def test_job_whose_worker_starts_anew_is_kept_until_its_nanny_is_gone_or_it_takes_too_long(
+    queue: Queue, opened: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """No time is left to a job here: what keeps it is its nanny alone."""
+    monkeypatch.setattr(dask_jobs, "LOST_S", 0.0)
+    cluster = opened("slurm", {"minimum": 1}, insecure=True)
+    workforce = cluster._workforce
+
+    def connected() -> set[str]:
+        return set(workforce._cluster.scheduler_info["workers"])
+
+    queue.scripts()
+    (script,) = queue.folder.glob("job-??????")
+    with begun(script, tmp_path / "job.log") as job:
+        wait_until(lambda: len(connected()) == 1)
+        workforce.look_after()
+        # Until its nanny knows that it has come up, a worker's death ends both.
+        wait_until(lambda: list(cluster._client.run(nanny_status, nanny=True).values()) == ["running"])
+        first = connected()
+        (worker,) = processes_of(job, "spawn_main")
+        worker.kill()
+        wait_until(lambda: not connected())
+        if end == "hopeless":
+            monkeypatch.setattr(dask_jobs, "HOPELESS_S", 0.0)
+        else:
+            workforce.look_after()
+            assert (len(queue.scripts()), queue.cancelled()) == (1, 0)
+            wait_until(lambda: len(connected() - first) == 1)
+            for process in processes_of(job, "python"):
+                process.kill()
+            wait_until(lambda: not connected())
+            workforce.look_after()
+            assert (len(queue.scripts()), queue.cancelled()) == (1, 0), "one look is not enough"
+        workforce.look_after()
+        assert (len(queue.scripts(2)), queue.cancelled()) == (2, 1)
 
 
 PAIRS = {"C-0": {"group": ["-0", "-1"]}, "C-1": {"group": ["-0", "-1"]}}
