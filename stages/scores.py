@@ -14,8 +14,6 @@ from manifests.types import expect_array
 
 CALIBRATION_BINS = 15
 """Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 3."""
-Z_95 = 1.959963984540054
-"""97.5 % quantile of the normal distribution."""
 SUM_TOLERANCE = 1e-6
 
 
@@ -85,20 +83,21 @@ def score(
     ValueError
         If there is no row, shapes or types do not fit, a row is no distribution, or a class index is out of range.
     """
+    from sklearn.metrics import f1_score, recall_score
+
     _check(probabilities, truth, flagged)
     n, classes = probabilities.shape
     predicted = probabilities.argmax(axis=1)
     right = predicted == truth
-    counts = np.zeros((classes, classes), dtype=np.int64)
-    np.add.at(counts, (truth, predicted), 1)
+    recall = recall_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0)
     low, high = wilson(int(right.sum()), n)
     return Scores(
         n_train=n_train,
         n_test=n,
         correct=int(right.sum()),
         accuracy=float(right.mean()),
-        balanced_accuracy=_balanced_accuracy(counts),
-        macro_f1=_macro_f1(counts),
+        balanced_accuracy=float(recall),
+        macro_f1=float(f1_score(truth, predicted, average="macro", zero_division=0)),
         auroc=_auroc(probabilities, truth),
         ece=_calibration_error(probabilities.max(axis=1), right),
         brier=float(((probabilities - np.eye(classes)[truth]) ** 2).sum(axis=1).mean()),
@@ -131,12 +130,10 @@ def wilson(correct: float, n: int) -> tuple[float, float]:
     """
     if n < 1 or not 0 <= correct <= n:
         raise ValueError(f"wilson: expected 0 <= correct <= n and n >= 1, got {correct} of {n}")
-    share, z2 = correct / n, Z_95**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    low = 0.0 if correct == 0 else centre - half
-    high = 1.0 if correct == n else centre + half
-    return max(0.0, low), min(1.0, high)
+    from statsmodels.stats.proportion import proportion_confint
+
+    low, high = proportion_confint(correct, n, method="wilson")
+    return 0.0 if correct == 0 else float(low), 1.0 if correct == n else float(high)
 
 
 def _check(probabilities: NDArray[np.float64], truth: NDArray[np.int64], flagged: NDArray[np.bool_]) -> None:
@@ -151,30 +148,14 @@ def _check(probabilities: NDArray[np.float64], truth: NDArray[np.int64], flagged
         raise ValueError("probabilities: expected rows of values in [0, 1] that sum to 1")
 
 
-def _balanced_accuracy(counts: NDArray[np.int64]) -> float:
-    occurs = counts.sum(axis=1) > 0
-    return float((np.diag(counts)[occurs] / counts.sum(axis=1)[occurs]).mean())
-
-
-def _macro_f1(counts: NDArray[np.int64]) -> float:
-    total = counts.sum(axis=1) + counts.sum(axis=0)
-    occurs = total > 0
-    return float((2 * np.diag(counts)[occurs] / total[occurs]).mean())
-
-
 def _auroc(probabilities: NDArray[np.float64], truth: NDArray[np.int64]) -> float | None:
-    """Probability that a row of the class ranks above another row, ties half; averaged over classes."""
-    from scipy.stats import rankdata
+    """Area under the curve of each class against the rest, averaged over the classes that occur."""
+    from sklearn.metrics import roc_auc_score
 
-    areas = []
-    for label in np.unique(truth):
-        positive = truth == label
-        n_positive, n_negative = int(positive.sum()), int((~positive).sum())
-        if not n_negative:
-            return None
-        ranks = rankdata(probabilities[:, label])[positive].sum()
-        areas.append((ranks - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
-    return float(np.mean(areas))
+    occurring = np.unique(truth)
+    if len(occurring) == 1:
+        return None
+    return float(np.mean([roc_auc_score(truth == label, probabilities[:, label]) for label in occurring]))
 
 
 def _calibration_error(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> float:

@@ -19,28 +19,30 @@ RESAMPLES: Final = 10_000
 LEVEL: Final = 0.05
 PAIRED: Final = ("n", "seeds", "accuracy", "reference", "difference", "low", "high", "p")
 """What a paired comparison tells, see `compare`."""
-NOTHING: Final = 1e-9
-"""What float arithmetic leaves of a difference that is none."""
 
 
-def compare(answers: pd.DataFrame, reference: str = REFERENCE, draws: Draws | None = None) -> pd.DataFrame:
+def compare(
+    answers: pd.DataFrame, reference: str = REFERENCE, draws: Draws | None = None, *, mask: str = ""
+) -> pd.DataFrame:
     """Compare every method with a reference at every amount of training data, on the test images that both answered.
 
     The difference is that of the accuracies, each the mean over the seeds that both have. Its interval is a percentile
     bootstrap (Efron, Annals of Statistics 7, 1979) over groups of test images, 10,000 times. The p value is that of a
-    permutation test of the same difference: which of the two methods is which is drawn anew for each group, 10,000
-    times (Fisher's sign-flip test; Good, Permutation, Parametric and Bootstrap Tests of Hypotheses, 2005). Where each
-    group has one image and there is one seed, this is McNemar's exact test (Psychometrika 12, 1947), and computed as
-    that. All p values together are corrected by Holm's method (Scandinavian Journal of Statistics 6, 1979).
+    permutation test of the same difference, over all assignments: in each group either of the two methods might have
+    been the other (Fisher's sign-flip test; Good, Permutation, Parametric and Bootstrap Tests of Hypotheses, 2005).
+    Where each group has one image and there is one seed, this is McNemar's exact test (Psychometrika 12, 1947). All p
+    values together are corrected by Holm's method (Scandinavian Journal of Statistics 6, 1979).
 
     Parameters
     ----------
     answers : DataFrame
         A row for each test image of each cell with `ANSWER_COLUMNS`; `correct` is bool.
     reference : str
-        Method that needs no mask; where it is missing, nothing is compared.
+        Where it is missing, nothing is compared.
     draws : Draws, optional
         To share with other comparisons.
+    mask : str
+        Policy of the reference; empty for a method that needs no mask.
 
     Returns
     -------
@@ -49,10 +51,10 @@ def compare(answers: pd.DataFrame, reference: str = REFERENCE, draws: Draws | No
         `reference`, their `difference`, `low`, `high` (95 %), `p` and `p_holm`; shares, not percent.
     """
     answered, draws, rows = Answered.of(answers), draws or Draws(), []
-    baselines = {training: fits for (_, method, training), fits in answered.fits.items() if method == reference}
-    for (mask, method, training), fits in answered.fits.items():
-        if method != reference and (found := _compared(answered, fits, baselines.get(training, {}), draws)):
-            rows.append({"mask": mask, "method": method, "training": training, **found})
+    for (policy, method, training), fits in answered.fits.items():
+        other = answered.fits.get((mask, reference, training), {})
+        if (policy, method) != (mask, reference) and (found := _compared(answered, fits, other, draws)):
+            rows.append({"mask": policy, "method": method, "training": training, **found})
     return with_holm(pd.DataFrame(rows, columns=["mask", "method", "training", *PAIRED]))
 
 
@@ -66,8 +68,6 @@ class Drawn:
     """How often each group is drawn in each bootstrap resample, (RESAMPLES, groups)."""
     images: NDArray[np.float32]
     """Images in each resample, (RESAMPLES,)."""
-    signs: NDArray[np.float32]
-    """1 or -1 for each group in each permutation, (RESAMPLES, groups)."""
 
     @classmethod
     def of(cls, groups: NDArray[np.int64]) -> Drawn:
@@ -77,8 +77,7 @@ class Drawn:
         times = np.empty((RESAMPLES, n), np.float32)
         for row in times:
             row[:] = np.bincount(random.integers(n, size=n), minlength=n)
-        signs = random.integers(2, size=(RESAMPLES, n), dtype=np.int8).astype(np.float32) * 2 - 1
-        return cls(groups, times, times @ sizes, signs)
+        return cls(groups, times, times @ sizes)
 
 
 class Draws:
@@ -125,26 +124,32 @@ def paired(
     sums = np.bincount(drawn.groups, mine - other).astype(np.float64)
     low, high = np.quantile(drawn.times @ sums.astype(np.float32) / drawn.images, (LEVEL / 2, 1 - LEVEL / 2))
     means = np.mean(mine), np.mean(other), np.mean(mine - other)
-    numbers = (len(mine), len(seeds), *means, low, high, _p_value(sums, drawn))
+    numbers = (len(mine), len(seeds), *means, low, high, _p_value(np.rint(sums * len(seeds)).astype(np.int64)))
     kinds = (int, int, *[float] * 6)
     return {name: kind(number) for name, kind, number in zip(PAIRED, kinds, numbers, strict=True)}
 
 
-def _p_value(sums: NDArray[np.float64], drawn: Drawn) -> float:
-    """Two-sided p of the sum of the groups' differences when each might as well have the other sign."""
-    sizes = np.abs(sums[np.abs(sums) > NOTHING])
-    if not len(sizes):
+def _p_value(ahead: NDArray[np.int64]) -> float:
+    """Two-sided exact p of the sum of the groups' differences when each might as well have the other sign.
+
+    Parameters
+    ----------
+    ahead : ndarray of int64, (groups,)
+        Right answers, over all images and seeds of a group, that one method has more than the other.
+    """
+    from scipy.stats import binom
+
+    beyond = abs(int(ahead.sum()))
+    if not beyond:
         return 1.0
-    if np.ptp(sizes) < NOTHING:  # every group that differs counts alike: the binomial of McNemar's exact test
-        return _mcnemar(int((sums > NOTHING).sum()), int((sums < -NOTHING).sum()))
-    extreme = np.abs(drawn.signs @ sums.astype(np.float32)) >= abs(sums.sum()) * (1 - 1e-5)
-    return float((1 + extreme.sum()) / (1 + RESAMPLES))
-
-
-def _mcnemar(ours: int, theirs: int) -> float:
-    from statsmodels.stats.contingency_tables import mcnemar
-
-    return float(mcnemar([[0, ours], [theirs, 0]], exact=True).pvalue)
+    chance = np.ones(1)
+    """Of each sum of what the groups with a positive sign are ahead."""
+    for size, groups in zip(*np.unique(np.abs(ahead[ahead != 0]), return_counts=True), strict=True):
+        step = np.zeros(size * groups + 1)
+        step[::size] = binom.pmf(np.arange(groups + 1), groups, 0.5)
+        chance = np.convolve(chance, step)
+    least = (len(chance) - 1 + beyond) // 2  # the sum of all signs is twice that of the positive ones less everything
+    return float(min(1.0, 2 * chance[least:].sum()))
 
 
 def with_holm(compared: pd.DataFrame) -> pd.DataFrame:

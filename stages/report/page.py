@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from manifests.disk import PARTIAL, disk_errors, make_private, place, write_atomic, write_synced
 from manifests.fingerprint import digest_bytes, digest_json
+from stages.methods import FOCUS
 from stages.report import about, figures, notes, plots, region_tables, tables
 from stages.report.answer import answer_of
 from stages.report.comparison import REFERENCE, Draws, compare, comparison_table, near_best
@@ -27,6 +28,7 @@ from stages.report.csv_files import csv_text
 from stages.report.data import FAILURE_COLUMNS, SCORE_COLUMNS, ReportData
 from stages.report.diagnostics import chosen
 from stages.report.gallery_view import composed, gallery_groups, shown_classes
+from stages.report.goal import against_baselines, distance
 from stages.report.kept import KEPT, Kept
 from stages.report.map_view import Map, places_of
 from stages.report.markdown import Section, markdown
@@ -59,6 +61,8 @@ class Findings:
     """What `comparison.compare` makes of the answers."""
     unflagged: pd.DataFrame
     """The same without flagged test images; empty where none is flagged, or none is left."""
+    baselines: pd.DataFrame
+    """What `goal.against_baselines` makes of the answers, under the first mask of MedFocusCLIP."""
     marks: Mapping[tuple[str, str, str], str]
     """What `comparison.near_best` makes of both."""
     plots: Sequence[Plot]
@@ -76,18 +80,26 @@ class Findings:
             draws, summary = Draws(), tables.summarise(data.scores)
             compared, marks = compare(data.answers, draws=draws), near_best(data.answers, summary, draws)
             unflagged = _without_flagged(data.answers)
+            baselines = against_baselines(data.answers, _own_mask(summary), draws)
             found = _plots(data, summary, compared)
             drawn = {plot.name: save(plot.figure) for plot in found}
             mapped = Map.of(data.points, placed.result(), data.classes) if data.points and placed else None
         if mapped:
             found.append(mapped.plot)
             drawn[mapped.plot.name] = save(mapped.plot.figure)
-        return cls(summary, compared, unflagged, marks, found, drawn, mapped)
+        return cls(summary, compared, unflagged, baselines, marks, found, drawn, mapped)
 
     @property
     def answer(self) -> list[str]:
         """Sentences for the top."""
-        return answer_of(self.compared, self.unflagged, list(dict.fromkeys(self.summary["mask"])))
+        told = answer_of(self.compared, self.unflagged, list(dict.fromkeys(self.summary["mask"])))
+        far = distance(self.baselines, _own_mask(self.summary))
+        return [*told, far] if far else told
+
+
+def _own_mask(summary: pd.DataFrame) -> str:
+    """The first mask policy of MedFocusCLIP; empty where it was not asked."""
+    return next(iter(summary[summary["method"] == FOCUS]["mask"]), "")
 
 
 def _plots(data: ReportData, summary: pd.DataFrame, compared: pd.DataFrame) -> list[Plot]:
@@ -166,6 +178,7 @@ def write_report(data: ReportData, out: Path) -> Path:
         write_atomic(folder / f"{plot.name}.csv", csv_text(plot.numbers))
     write_atomic(out / "attention.csv", csv_text(data.attention))
     write_atomic(out / "comparison.csv", csv_text(findings.compared))
+    write_atomic(out / "baselines.csv", csv_text(findings.baselines))
     write_atomic(out / "summary.csv", csv_text(findings.summary))
     rest = [column for column in data.scores.columns if column not in SCORE_COLUMNS]
     scores = data.scores[[*SCORE_COLUMNS, *rest]]
@@ -210,6 +223,8 @@ def render(data: ReportData, findings: Findings) -> str:
         comparison=[comparison_table(part) for part in tables.by_kind(findings.compared)],
         unflagged_comparison=[comparison_table(part) for part in tables.by_kind(findings.unflagged)],
         reference=REFERENCE,
+        baselines=[comparison_table(part) for part in tables.by_kind(findings.baselines)],
+        own=f"{FOCUS} (mask {_own_mask(summary)})",
         published=published_table(data.published) if data.published != "none" else None,
         seeds=tables.each_seed(data.scores),
         curve=first,
@@ -244,12 +259,15 @@ def twin(data: ReportData, findings: Findings) -> str:
     accuracy = [tables.headline(part, marks=findings.marks) for part in tables.by_kind(summary)]
     unflagged = [tables.headline(part, unflagged=True) for part in tables.by_kind(summary)]
     differences = [comparison_table(part) for part in tables.by_kind(compared)]
+    baselines = [comparison_table(part) for part in tables.by_kind(findings.baselines)]
+    ahead = f"Percentage points that {FOCUS} (mask {_own_mask(summary)}) is ahead."
     flagged, right = tables.n_flagged(data.scores), region_tables.outcome_table(data.outcomes)
     looked = region_tables.attention_table(data.attention)
     sections = [
         Section("Test accuracy in percent", best, accuracy),
         *([Section(f"Without the {flagged} flagged test images", "", unflagged)] if flagged else []),
         *([Section(f"Against {REFERENCE}", "Percentage points.", differences)] if len(compared) else []),
+        *([Section(f"{FOCUS} against every baseline", ahead, baselines)] if baselines else []),
         Section("All measures, on the largest training subset", "", [tables.other_measures(summary)]),
         *([Section("Who was right", _asked(data), [right])] if len(data.outcomes) else []),
         *([Section("Where the classifiers looked", LOOKED, [looked])] if len(data.attention) else []),

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
+from stages.baselines.settings import Baseline
 from stages.report import comparison
 from stages.report.comparison import compare, comparison_table
+from stages.report.goal import against_baselines, distance, is_baseline
 
 
 def answers(
@@ -66,7 +69,16 @@ def test_p_of_several_seeds_is_that_of_every_assignment_of_signs() -> None:
     differences = ours.mean(axis=0) - theirs.mean(axis=0)
     signs = np.array(list(itertools.product((-1, 1), repeat=10)))
     exact = (np.abs(signs @ differences) >= abs(differences.sum()) - 1e-9).mean()
-    assert found["p"] == pytest.approx(exact, abs=0.015)
+    assert found["p"] == pytest.approx(exact, abs=1e-12)
+
+
+def test_what_is_certain_stays_significant_in_a_study_of_many_entries() -> None:
+    ours, theirs = np.full((2, 5, 120), fill_value=False)
+    ours[:, :80], ours[:2, 80:100] = True, True
+    found = compare(answers({"original": theirs.tolist(), **{f"m{i}": ours.tolist() for i in range(4)}}))
+    assert (found["p"] * 10_000 < 1e-9).all()
+    # Eighty images five seeds ahead and twenty two ahead: the least p that these signs can have.
+    np.testing.assert_allclose(found["p"], 2 * 0.5**100, rtol=1e-9)
 
 
 def test_patients_with_many_images_do_not_make_chance_significant(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,3 +156,40 @@ def test_table_shows_points_interval_and_p() -> None:
         ("+0.0", "+0.0 to +0.0\np 1.000"),
         ("+100.0 *", "+100.0 to +100.0\np < 0.001"),
     ]
+
+
+def test_own_method_is_measured_against_every_baseline_under_its_own_mask() -> None:
+    right = {
+        "original": [[True] * 60 + [False] * 60],
+        "medfocus": [[True] * 90 + [False] * 30],
+        "masked": [[False] * 5 + [True] * 85 + [False] * 30],
+        "lite0 finetune@masked": [[True] * 120],
+        "tip-adapter-f": [[True] * 90 + [False] * 30],
+        "medfocus-none": [[True] * 120],
+        "original+roi": [[True] * 120],
+        "shuffled": [[False] * 120],
+    }
+    frame = answers(right)
+    frame["mask"] = frame["mask"].where(frame["method"] != "tip-adapter-f", "")
+    elsewhere = frame[frame["method"] == "masked"].assign(mask="supplied")
+    found = against_baselines(pd.concat([frame, elsewhere]), "union").set_index("method")
+    assert list(found.index) == ["original", "tip-adapter-f", "lite0 finetune@masked", "masked"]
+    assert (found["mask"] == ["", "", "union", "union"]).all()
+    np.testing.assert_allclose(found["difference"], [30 / 120, 0, -30 / 120, 5 / 120])
+    np.testing.assert_allclose(found["difference"], found["accuracy"] - found["reference"])
+    assert (found["accuracy"] == 90 / 120).all()
+    assert ((found["low"] <= found["difference"]) & (found["difference"] <= found["high"])).all()
+    assert found.loc["original", "p_holm"] == pytest.approx(4 * 2 * 0.5**30)
+    told = distance(found.reset_index(), "union")
+    assert told == (
+        "Against 4 baselines at 1 amount of training data, medfocus (mask union) is ahead in 2 of 4 comparisons, "
+        "significantly in 1, and significantly behind in 1."
+    )
+    assert distance(against_baselines(frame[frame["method"] == "original"], "union"), "union") == ""
+
+
+def test_everything_that_the_baselines_stage_runs_is_a_baseline() -> None:
+    known = get_args(Baseline)
+    assert {"zero-shot", "coop"} <= set(known)
+    assert all(is_baseline(method) for method in known)
+    assert not any(is_baseline(method) for method in ("medfocus", "resnet50 medfocus", "original+roi", "shuffled"))
