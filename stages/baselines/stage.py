@@ -39,7 +39,7 @@ class Baselines:
     """
 
     name: ClassVar[str] = "baselines"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def __init__(self, settings: BaselinesSettings, context: StageContext) -> None:
         self.settings = settings

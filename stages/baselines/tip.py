@@ -26,7 +26,7 @@ RATE, EPSILON, EPOCHS, BATCH = 1e-3, 1e-4, 20, 256
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """Keys, (n, D) unit vectors, with the classes, (n,), that they speak for."""
+    """Keys, (n, D), with the classes, (n,), that they speak for; unit vectors until they are trained."""
 
     keys: Tensor
     labels: Tensor
@@ -35,8 +35,8 @@ class Cache:
     temperature: float
 
     def affinity(self, images: Tensor) -> Tensor:
-        """Cosines of images with the keys, (m, n)."""
-        return images @ F.normalize(self.keys, dim=-1).T
+        """Products of images with the keys, (m, n); trained keys keep their lengths, as the authors' do."""
+        return images @ self.keys.T
 
     def cached(self, affinity: Tensor, beta: float) -> Tensor:
         """exp(-beta (1 - f K')) L, (m, K)."""
@@ -135,18 +135,22 @@ def _choose(cache: Cache, held: Sequence[tuple[Cache, Tensor, Tensor]]) -> Tuned
 
 
 def _train(cache: Cache, seed: int) -> Cache:
-    """Train the keys at the starting alpha and beta; the last epoch's are taken, not the best on any held-out set."""
-    keys = cache.keys.clone().requires_grad_()
-    learned = Cache(keys, cache.labels, cache.texts, cache.temperature)
+    """Train the keys at the starting alpha and beta; the last epoch's are taken, not the best on any held-out set.
+
+    In float32: nearly all the time goes into products of images and keys.
+    """
+    images = cache.keys.float()
+    keys = images.clone().requires_grad_()
+    learned = Cache(keys, cache.labels, cache.texts.float(), cache.temperature)
     optimizer = torch.optim.AdamW([keys], lr=RATE, eps=EPSILON)
     batches = -(-len(keys) // BATCH)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * batches)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(EPOCHS):
         for rows in torch.split(torch.randperm(len(keys), generator=generator), BATCH):
-            loss = F.cross_entropy(learned.logits(cache.keys[rows], START_ALPHA, START_BETA), cache.labels[rows])
+            loss = F.cross_entropy(learned.logits(images[rows], START_ALPHA, START_BETA), cache.labels[rows])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-    return Cache(keys.detach(), cache.labels, cache.texts, cache.temperature)
+    return Cache(keys.detach().double(), cache.labels, cache.texts, cache.temperature)

@@ -46,7 +46,7 @@ class Embeddings:
     """
 
     name: ClassVar[str] = "embeddings"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def __init__(self, settings: EmbeddingsSettings, context: StageContext) -> None:
         self.settings = settings
@@ -193,11 +193,15 @@ class Embeddings:
 
 
 def outside_bias(settings: EmbeddingsSettings, shown: Sequence[MaskedCanvas]) -> Bias:
-    """What `attn-bias` gives the model beside the images: less attention to what lies outside their masks."""
+    """What `attn-bias` gives the model beside the images: less attention to what lies outside their masks.
+
+    Nothing is taken off where the mask is the whole image, as where it fell back: not from the padding either.
+    """
     import torch
 
     from stages.models.towers import Bias
 
     grid = token_grid(settings.model)
-    outside = 1 - np.stack([c.token_weights("roi", settings.resize, grid) for c in shown])
+    outside = np.stack([1 - c.token_weights("roi", settings.resize, grid) for c in shown])
+    outside[[bool(c.mask[c.placement.slices].all()) for c in shown]] = 0
     return Bias(torch.from_numpy(-settings.attention_bias * outside), settings.attention_blocks)

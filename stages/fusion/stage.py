@@ -8,17 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from manifests.types import Cell, StageIdentity
 from stages.base import StageContext, StageData
 from stages.features import BANK, has_texts, joined_texts, joined_views
-from stages.focus import FocusWeights, focus, head_logits
+from stages.focus import focus, head_logits
 from stages.fusion.model import EpochLoss, Examples, Recipe, choose_lambda, train
 from stages.fusion.settings import FusionSettings
 from stages.methods import TOKENS, VARIANTS, variant_of, views_of
-from stages.splits import check_fit_rows, class_indices, train_indices, usable
+from stages.splits import check_fit_rows, class_indices, train_indices
 
 START_LAMBDA: Final = 0.5
 """lambda of subsets that cannot be folded."""
@@ -36,7 +33,7 @@ class Fusion:
     """
 
     name: ClassVar[str] = "fusion"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def __init__(self, settings: FusionSettings, context: StageContext) -> None:
         self.settings = settings
@@ -65,7 +62,7 @@ class Fusion:
         return ("image", "status", *((TOKENS,) if TOKENS in views_of(cell.method) else ()))
 
     def fit(self, cell: Cell, data: StageData, out: Path) -> Mapping[str, float]:
-        """Write weights.safetensors, history.csv and logits.npy, (N, K) float32 with NaN on rows not usable.
+        """Write weights.safetensors and history.csv.
 
         Raises
         ------
@@ -87,9 +84,8 @@ class Fusion:
         if chosen == "folds":
             recipe = replace(recipe, contrastive_weight=choose_lambda(examples, texts, recipe, cell.seed))
         weights, history = train(examples, texts, recipe, cell.seed)
-        logits = _all_logits(weights, texts, images, usable(data))
+        logits = head_logits(weights, focus(weights, texts, examples.images))
         weights.save(out / "weights.safetensors")
-        np.save(out / "logits.npy", logits)
         _write_history(out / "history.csv", history)
         return {
             "n_train": len(subset),
@@ -97,17 +93,8 @@ class Fusion:
             "loss": history[-1].loss,
             "loss_contrastive": history[-1].contrastive,
             "loss_cross_entropy": history[-1].cross_entropy,
-            "train_accuracy": float((logits[subset].argmax(axis=1) == labels).mean()),
+            "train_accuracy": float((logits.argmax(axis=1) == labels).mean()),
         }
-
-
-def _all_logits(
-    weights: FocusWeights, texts: NDArray[np.float32], images: NDArray[np.float32], rows: NDArray[np.bool_]
-) -> NDArray[np.float32]:
-    """Logits of the head for the rows that are usable, NaN elsewhere."""
-    logits = np.full((len(images), len(texts)), np.nan, dtype=np.float32)
-    logits[rows] = head_logits(weights, focus(weights, texts, images[rows]))
-    return logits
 
 
 def _write_history(path: Path, history: Sequence[EpochLoss]) -> None:

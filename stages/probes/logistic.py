@@ -108,7 +108,7 @@ def fit(rotated: Rotated, c: float, n_classes: int, max_iter: int, *, normalise:
         return Fit(replace(frequencies(counts, len(rotated.mean)), normalise=normalise))
     everything = np.ones((1, len(rotated.labels)), dtype=bool)
     solver = Regressions(rotated.z, np.searchsorted(seen, rotated.labels), everything, exact=True)
-    found = solver.solve(c * rotated.scale**2, None, TOLERANCE, max_iter)
+    (found,) = solver.solve([c * rotated.scale**2], [None], TOLERANCE, max_iter)
     probe = LinearProbe(np.zeros((n_classes, len(rotated.mean))), np.full(n_classes, -np.inf), rotated.mean, normalise)
     coef, intercept = solver.coefficients(found)
     probe.coef[seen] = coef[:, 0] @ rotated.axes / rotated.scale
@@ -118,9 +118,9 @@ def fit(rotated: Rotated, c: float, n_classes: int, max_iter: int, *, normalise:
 
 
 class FoldLoss:
-    """Held-out log-loss of inner folds as a function of C, all folds fitted together.
+    """Held-out log-loss of inner folds as a function of C, all folds and the C of one question fitted together.
 
-    The first C that is asked is fitted from zero, others from what is known at the nearest.
+    The first C that are asked are fitted from zero, others from what is known at the nearest.
 
     Parameters
     ----------
@@ -141,10 +141,12 @@ class FoldLoss:
         self.scale, self.max_iter = rotated.scale, max_iter
         self.known: dict[float, Solution] = {}
 
-    def solution(self, c: float) -> Solution:
-        """Fits of all folds at one C."""
-        self.known[c] = self.solver.solve(c * self.scale**2, self._start(c), FOLD_TOLERANCE, self.max_iter)
-        return self.known[c]
+    def solutions(self, strengths: Sequence[float]) -> list[Solution]:
+        """Fits of all folds at each C."""
+        scaled, starts = [c * self.scale**2 for c in strengths], [self._start(c) for c in strengths]
+        found = self.solver.solve(scaled, starts, FOLD_TOLERANCE, self.max_iter)
+        self.known |= dict(zip(strengths, found, strict=True))
+        return found
 
     def _start(self, c: float) -> Matrix | None:
         """Between the nearest solutions on either side, by the logarithm of C; beyond all, the nearest; first, none."""
@@ -157,6 +159,6 @@ class FoldLoss:
         mixed: Matrix = (1 - share) * self.known[below].free + share * self.known[above].free
         return mixed
 
-    def __call__(self, c: float) -> float:
-        """Mean log-loss over all held-out rows."""
-        return -float(self.solution(c).log_probabilities[self.held].mean())
+    def __call__(self, strengths: Sequence[float]) -> list[float]:
+        """Mean log-loss over all held-out rows at each C."""
+        return [-float(found.log_probabilities[self.held].mean()) for found in self.solutions(strengths)]

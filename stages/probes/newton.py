@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -32,11 +33,13 @@ class Solution(NamedTuple):
     gradient: Matrix
     """Length of each fit's gradient by `free`, (F,)."""
     steps: int
-    """Newton steps of the fit that took most."""
+    """Newton steps of the fit that took most, of those that were solved together."""
 
 
 class Regressions:
-    """F fits on subsets of the same n rows; products with the rows are shared, so that F cost little more than one.
+    """F fits on subsets of the same n rows, at one C or several; products with the rows are shared by all.
+
+    A product reads all rows and does little with them, so that where rows are many ten fits cost hardly more than five.
 
     The objective of a fit is mean loss + |coef|^2 / (2 C n_fit), as scikit-learn's. Its Hessian is never built: a
     Newton direction is found by conjugate gradients (Steihaug, SIAM Journal on Numerical Analysis 20(3), 1983),
@@ -68,25 +71,30 @@ class Regressions:
         self.share = kept / self.counts[:, None]
         self.mean_squares = self.share @ self.z**2
 
-    def solve(self, c: float, start: Matrix | None, tolerance: float, max_iter: int) -> Solution:
-        """Fit all subsets.
+    def solve(
+        self, strengths: Sequence[float], starts: Sequence[Matrix | None], tolerance: float, max_iter: int
+    ) -> list[Solution]:
+        """Fit all subsets at each C.
 
         Parameters
         ----------
-        c : float
-            Inverse regularisation strength C.
-        start : ndarray of float64, (K - 1, F, r + 1), or None
-            Where to begin; None is zero.
+        strengths : Sequence[float]
+            Inverse regularisation strengths C.
+        starts : Sequence of ndarray of float64, (K - 1, F, r + 1), or None
+            Where to begin, for each C; None is zero.
         tolerance : float
             A fit ends when its decrement, twice the loss that the next step could still win, is below.
         max_iter : int
             Bound on Newton steps.
         """
         # scikit-learn fits two classes by one row of coefficients, the difference of ours: half the penalty of two.
-        penalty = np.repeat((2.0 if self.n_classes == 2 else 1.0) / (c * self.counts)[:, None], self.z.shape[1], axis=1)
+        each = (2.0 if self.n_classes == 2 else 1.0) / np.outer(strengths, self.counts).reshape(-1, 1)
+        penalty = np.repeat(each, self.z.shape[1], axis=1)
         penalty[:, -1] = 0
-        everything = _Batch(self.share, self.mean_squares, penalty)
-        free = np.zeros((self.n_classes - 1, *penalty.shape)) if start is None else start.copy()
+        times = len(strengths)
+        everything = _Batch(np.tile(self.share, (times, 1)), np.tile(self.mean_squares, (times, 1)), penalty)
+        zero = np.zeros((self.n_classes - 1, len(self.counts), self.z.shape[1]))
+        free = np.concatenate([zero if start is None else start for start in starts], axis=1)
         active, batch, point, steps = np.arange(len(penalty)), everything, self._at(free, everything), 0
         while len(active) and steps < max_iter:
             steps += 1
@@ -99,7 +107,9 @@ class Regressions:
         end = self._at(free, everything)
         own = (end.probabilities * self.truth).sum(axis=0)
         logs = np.log(np.maximum(own, np.finfo(np.float64).tiny))
-        return Solution(free, logs, np.sqrt(_dot(end.slopes, end.slopes)), steps)
+        gradients = np.sqrt(_dot(end.slopes, end.slopes))
+        parts = (np.split(free, times, axis=1), np.split(logs, times), np.split(gradients, times))
+        return [Solution(*part, steps) for part in zip(*parts, strict=True)]
 
     def coefficients(self, solution: Solution) -> tuple[Matrix, Matrix]:
         """Coefficients, (K, F, r), and intercepts, (K, F), of all classes."""

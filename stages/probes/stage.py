@@ -31,13 +31,13 @@ class Probes:
     Parameters
     ----------
     settings : ProbesSettings
-        Methods, view and regularisation.
+        Methods and regularisation.
     context : StageContext
         Fingerprints of the inputs, class names, fractions and seeds.
     """
 
     name: ClassVar[str] = "probes"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     def __init__(self, settings: ProbesSettings, context: StageContext) -> None:
         self.settings = settings
@@ -73,7 +73,7 @@ class Probes:
         RefusedError
             If there is no training row or no test row, or inputs do not go together.
         ConfigError
-            If the view does not exist, or the fusion was trained on another.
+            If a view does not exist.
         """
         classes = self.context.classes
         subset, test = train_indices(data, cell), test_indices(data)

@@ -14,8 +14,10 @@ from stages.splits import inner_folds
 STEPS_PER_DECADE = 8
 LAST_STEP = 96
 """C runs from 1e-6 to 1e6: twelve decades of eight steps."""
+COARSE = (0, 16, 32, *range(48, LAST_STEP + 1, 8))
+"""The search begins at 1e-6, 1e-4, 0.01, 1, and then, as larger C take longer, at every decade: 10, 100, ..., 1e6."""
 COARSE_STRIDE = 16
-"""Two decades: the search begins at 1e-6, 1e-4, ..., 1e6."""
+"""The widest gap of these."""
 DECIMALS = 5
 """To which losses are told apart: beyond lies what the solver leaves."""
 RISEN = 1.1
@@ -61,7 +63,7 @@ def choose_c(
     return search(FoldLoss(rotated, folds, settings.max_iter))
 
 
-def search(loss: Callable[[float], float]) -> tuple[float, float]:
+def search(losses: Callable[[Sequence[float]], Sequence[float]]) -> tuple[float, float]:
     """Find the C with the least loss: ascending coarse points, then halving the stride around the best.
 
     The largest C take longest, and only fit what the smaller ones had overfitted: coarse points end once the loss has
@@ -69,32 +71,34 @@ def search(loss: Callable[[float], float]) -> tuple[float, float]:
 
     Parameters
     ----------
-    loss : Callable[[float], float]
-        Loss at one C; of losses that are equal to five decimals the smaller C is taken.
+    losses : Callable[[Sequence[float]], Sequence[float]]
+        Loss at each C of a question; of losses that are equal to five decimals the smaller C is taken.
 
     Returns
     -------
     tuple[float, float]
         C and its loss.
     """
+    strengths: list[float] = grid().tolist()
     known: dict[int, float] = {}
 
-    def at(step: int) -> tuple[float, int]:
-        if step not in known:
-            known[step] = round(loss(grid()[step]), DECIMALS)
-        return known[step], step
+    def best_of(steps: Sequence[int]) -> int:
+        new = sorted(set(steps) - known.keys())
+        if new:
+            found = losses([strengths[step] for step in new])
+            known.update((step, round(loss, DECIMALS)) for step, loss in zip(new, found, strict=True))
+        return min(steps, key=lambda step: (known[step], step))
 
-    best = 0
-    for step in range(0, LAST_STEP + 1, COARSE_STRIDE):
-        best = min((best, step), key=at)
+    best = COARSE[0]
+    for step in COARSE:
+        best = best_of((best, step))
         if known[step] > RISEN * known[best]:
             break
     stride = COARSE_STRIDE // 2
     while stride:
-        near = [step for step in (best - stride, best, best + stride) if 0 <= step <= LAST_STEP]
-        best = min(near, key=at)
+        best = best_of([step for step in (best - stride, best, best + stride) if 0 <= step <= LAST_STEP])
         stride //= 2
-    return float(grid()[best]), known[best]
+    return strengths[best], known[best]
 
 
 def grid() -> NDArray[np.float64]:

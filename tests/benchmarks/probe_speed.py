@@ -52,7 +52,7 @@ def reference(x: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
         ]
         return -float(np.concatenate(logs).mean())
 
-    c, _ = search(loss)
+    c, _ = search(lambda strengths: [loss(c) for c in strengths])
     LogisticRegression(C=c, tol=1e-8, max_iter=SETTINGS.max_iter).fit(unit, labels)
     return c
 

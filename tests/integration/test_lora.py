@@ -14,6 +14,7 @@ import torch
 from manifests.errors import ConfigError
 from manifests.types import Cell, Status
 from pipeline.config import load_config
+from stages import splits
 from stages.base import StageContext, StageData
 from stages.finetune.lora import ClipLora, LoraTraining, LowRank
 from stages.finetune.settings import LoraSettings
@@ -130,6 +131,13 @@ def test_stage_counts_steps_by_images_a_class(
         assert list(csv.DictReader(lines))[-1]["step"] == str(steps)
     files = {file.name for file in tmp_path.iterdir()}
     assert files == {"history.csv", "predictions.csv", "scores.json", "updates.safetensors"}
+
+
+def test_test_row_that_reaches_a_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.finetune.lora.train_indices", lambda data, _: splits.test_indices(data))
+    context = StageContext({"pictures": "a" * 64}, CLASSES, STUDY)
+    with pytest.raises(ValueError, match="got test"):
+        ClipLora(SETTINGS, context).fit(Cell("clip-lora", 1.0, 0), study(), tmp_path)
 
 
 def test_template_needs_one_place_for_the_name() -> None:

@@ -275,6 +275,14 @@ def test_exit_codes_of_the_readme_are_the_program_s() -> None:
     assert {int(row[0]) for row in rows if row[0].isdigit()} == {int(code) for code in ExitCode}
 
 
+def test_scores_of_the_readme_are_those_of_the_results() -> None:
+    spread = re.compile(r"\d+\.\d ± \d+\.\d")
+    known = [spread.findall(line) for line in text_of(ROOT / "docs" / "results.md").splitlines()]
+    shown = [found for line in text_of(ROOT / "README.md").splitlines() if (found := spread.findall(line))]
+    assert len(shown) >= 8
+    assert [values for values in shown if not any(values == row[: len(values)] for row in known)] == []
+
+
 def test_example_stage_runs_as_the_page_shows_it(tmp_path: Path) -> None:
     program = "\n".join(blocks(ROOT / "docs" / "adding-a-stage.md", "python"))
     (tmp_path / "example.py").write_text(program, "utf-8")

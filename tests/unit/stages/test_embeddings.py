@@ -217,6 +217,8 @@ def test_attention_is_turned_away_from_what_lies_outside_the_mask(monkeypatch: p
     np.testing.assert_array_equal(model.seen[0], CANVAS[PLACEMENT.slices])
     np.testing.assert_allclose(model.bias.values, [[0, -3, 0, -3]], atol=1e-6)  # the mask is the left half
     assert model.bias.blocks == 2
+    embed(masks(1, np.zeros((S, S), bool), Status.FALLBACK), model=model, views=("attn-bias",))
+    np.testing.assert_array_equal(model.bias.values, np.zeros((1, 4)))  # shown whole, whatever the padding
 
 
 def test_attention_bias_needs_a_model_with_attention() -> None:
