@@ -83,7 +83,7 @@ def score(
     ValueError
         If there is no row, shapes or types do not fit, a row is no distribution, or a class index is out of range.
     """
-    from sklearn.metrics import f1_score, recall_score
+    from sklearn.metrics import brier_score_loss, f1_score, recall_score
 
     _check(probabilities, truth, flagged)
     n, classes = probabilities.shape
@@ -100,7 +100,7 @@ def score(
         macro_f1=float(f1_score(truth, predicted, average="macro", zero_division=0)),
         auroc=_auroc(probabilities, truth),
         ece=_calibration_error(probabilities.max(axis=1), right),
-        brier=float(((probabilities - np.eye(classes)[truth]) ** 2).sum(axis=1).mean()),
+        brier=float(brier_score_loss(truth, probabilities, labels=np.arange(classes), scale_by_half=False)),
         interval_low=low,
         interval_high=high,
         n_test_unflagged=int((~flagged).sum()),

@@ -28,7 +28,7 @@ from stages.report.csv_files import csv_text
 from stages.report.data import FAILURE_COLUMNS, SCORE_COLUMNS, ReportData
 from stages.report.diagnostics import chosen
 from stages.report.gallery_view import composed, gallery_groups, shown_classes
-from stages.report.goal import against_baselines, distance
+from stages.report.goal import against_baselines, distance, forms
 from stages.report.kept import KEPT, Kept
 from stages.report.map_view import Map, places_of
 from stages.report.markdown import Section, markdown
@@ -61,8 +61,8 @@ class Findings:
     """What `comparison.compare` makes of the answers."""
     unflagged: pd.DataFrame
     """The same without flagged test images; empty where none is flagged, or none is left."""
-    baselines: pd.DataFrame
-    """What `goal.against_baselines` makes of the answers, under the first mask of MedFocusCLIP."""
+    baselines: Mapping[str, pd.DataFrame]
+    """What `goal.against_baselines` makes of the answers for each form of MedFocusCLIP under its first mask."""
     marks: Mapping[tuple[str, str, str], str]
     """What `comparison.near_best` makes of both."""
     plots: Sequence[Plot]
@@ -80,7 +80,8 @@ class Findings:
             draws, summary = Draws(), tables.summarise(data.scores)
             compared, marks = compare(data.answers, draws=draws), near_best(data.answers, summary, draws)
             unflagged = _without_flagged(data.answers)
-            baselines = against_baselines(data.answers, _own_mask(summary), draws)
+            own = {form: _own_mask(summary, form) for form in forms(summary["method"]) or [FOCUS]}
+            baselines = {form: against_baselines(data.answers, mask, draws, form) for form, mask in own.items()}
             found = _plots(data, summary, compared)
             drawn = {plot.name: save(plot.figure) for plot in found}
             mapped = Map.of(data.points, placed.result(), data.classes) if data.points and placed else None
@@ -93,13 +94,24 @@ class Findings:
     def answer(self) -> list[str]:
         """Sentences for the top."""
         told = answer_of(self.compared, self.unflagged, list(dict.fromkeys(self.summary["mask"])))
-        far = distance(self.baselines, _own_mask(self.summary))
-        return [*told, far] if far else told
+        return [*told, *self.distances[:1]]
+
+    @property
+    def distances(self) -> list[str]:
+        """How far each form of MedFocusCLIP is from the goal, the plain one first."""
+        told = [distance(found, _own_mask(self.summary, form), form) for form, found in self.baselines.items()]
+        return [sentence for sentence in told if sentence]
+
+    @property
+    def own(self) -> tuple[str, pd.DataFrame]:
+        """The first form of MedFocusCLIP with its mask, and how it compares."""
+        form, found = next(iter(self.baselines.items()))
+        return f"{form} (mask {_own_mask(self.summary, form)})", found
 
 
-def _own_mask(summary: pd.DataFrame) -> str:
-    """The first mask policy of MedFocusCLIP; empty where it was not asked."""
-    return next(iter(summary[summary["method"] == FOCUS]["mask"]), "")
+def _own_mask(summary: pd.DataFrame, form: str) -> str:
+    """The first mask policy of a form of MedFocusCLIP; empty where it was not asked."""
+    return next(iter(summary[summary["method"] == form]["mask"]), "")
 
 
 def _plots(data: ReportData, summary: pd.DataFrame, compared: pd.DataFrame) -> list[Plot]:
@@ -178,7 +190,8 @@ def write_report(data: ReportData, out: Path) -> Path:
         write_atomic(folder / f"{plot.name}.csv", csv_text(plot.numbers))
     write_atomic(out / "attention.csv", csv_text(data.attention))
     write_atomic(out / "comparison.csv", csv_text(findings.compared))
-    write_atomic(out / "baselines.csv", csv_text(findings.baselines))
+    against = [found.assign(form=form) for form, found in findings.baselines.items()]
+    write_atomic(out / "baselines.csv", csv_text(pd.concat(against, ignore_index=True)))
     write_atomic(out / "summary.csv", csv_text(findings.summary))
     rest = [column for column in data.scores.columns if column not in SCORE_COLUMNS]
     scores = data.scores[[*SCORE_COLUMNS, *rest]]
@@ -206,7 +219,7 @@ def render(data: ReportData, findings: Findings) -> str:
     -------
     str
     """
-    summary = findings.summary
+    summary, (own, against) = findings.summary, findings.own
     template = template_of("page.html")
     first, *others = [
         (plot, figures.data_uri(findings.drawn[plot.name]["svg"], "image/svg+xml")) for plot in findings.plots
@@ -223,8 +236,9 @@ def render(data: ReportData, findings: Findings) -> str:
         comparison=[comparison_table(part) for part in tables.by_kind(findings.compared)],
         unflagged_comparison=[comparison_table(part) for part in tables.by_kind(findings.unflagged)],
         reference=REFERENCE,
-        baselines=[comparison_table(part) for part in tables.by_kind(findings.baselines)],
-        own=f"{FOCUS} (mask {_own_mask(summary)})",
+        baselines=[comparison_table(part) for part in tables.by_kind(against)],
+        own=own,
+        other_forms=findings.distances[1:],
         published=published_table(data.published) if data.published != "none" else None,
         seeds=tables.each_seed(data.scores),
         curve=first,
@@ -259,15 +273,16 @@ def twin(data: ReportData, findings: Findings) -> str:
     accuracy = [tables.headline(part, marks=findings.marks) for part in tables.by_kind(summary)]
     unflagged = [tables.headline(part, unflagged=True) for part in tables.by_kind(summary)]
     differences = [comparison_table(part) for part in tables.by_kind(compared)]
-    baselines = [comparison_table(part) for part in tables.by_kind(findings.baselines)]
-    ahead = f"Percentage points that {FOCUS} (mask {_own_mask(summary)}) is ahead."
+    own, against = findings.own
+    baselines = [comparison_table(part) for part in tables.by_kind(against)]
+    ahead = " ".join([f"Percentage points that {own} is ahead.", *findings.distances[1:]])
     flagged, right = tables.n_flagged(data.scores), region_tables.outcome_table(data.outcomes)
     looked = region_tables.attention_table(data.attention)
     sections = [
         Section("Test accuracy in percent", best, accuracy),
         *([Section(f"Without the {flagged} flagged test images", "", unflagged)] if flagged else []),
         *([Section(f"Against {REFERENCE}", "Percentage points.", differences)] if len(compared) else []),
-        *([Section(f"{FOCUS} against every baseline", ahead, baselines)] if baselines else []),
+        *([Section("MedFocusCLIP against every baseline", ahead, baselines)] if baselines else []),
         Section("All measures, on the largest training subset", "", [tables.other_measures(summary)]),
         *([Section("Who was right", _asked(data), [right])] if len(data.outcomes) else []),
         *([Section("Where the classifiers looked", LOOKED, [looked])] if len(data.attention) else []),

@@ -1,4 +1,8 @@
-"""Accuracies that the MedFocusCLIP paper prints (arXiv 2501.03839), and whether its test set can give them."""
+"""Accuracies of MedFocusCLIP's authors (arXiv 2501.03839), and whether their test set can give them.
+
+The five fractions are those of their README (github.com/AADYA-ARORA/MedFocusClip), which has no row of CLIP, CoOp or
+CoCoOp; of CLIP the abstract has one value a set.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,13 @@ from typing import Final
 
 import pandas as pd
 
-from stages.report.tables import Entry, Table
+from stages.report.tables import UNDEFINED, Entry, Table
 
 NOTE: Final = "no count out of {n} gives it"
 
 
 def published(table: str) -> pd.DataFrame:
-    """Rows of one of the paper's tables, as far as they are known here: method, fraction, percent, n_test, source.
+    """Rows of one of their tables: method, fraction, percent, n_test, source.
 
     `percent` is text, because its digits say how it was rounded.
     """
@@ -45,11 +49,17 @@ def count_of(percent: str, n: int) -> int | None:
 
 
 def published_table(table: str) -> Table:
-    """The paper's numbers as a table; those that the stated test set cannot give are marked."""
+    """The paper's numbers, a row for each method; those that the stated test set cannot give are marked."""
+    frame = published(table)
+    fractions = sorted(frame["fraction"].unique())
     rows = []
-    for row in published(table).to_dict("records"):
-        n, count = int(row["n_test"]), count_of(row["percent"], int(row["n_test"]))
-        counts = NOTE.format(n=n) if count is None else f"{count}/{n}"
-        naming = (Entry(row["method"]), Entry(f"{row['fraction'] * 100:.4g} %"))
-        rows.append((*naming, Entry(f"{row['percent']} %"), Entry(counts), Entry(row["source"])))
-    return Table(tuple(Entry(text) for text in ("method", "training data", "accuracy", "k/n", "where")), tuple(rows), 2)
+    for (method, source), found in frame.groupby(["method", "source"], sort=False):
+        entries = {row["fraction"]: _entry(row["percent"], int(row["n_test"])) for row in found.to_dict("records")}
+        rows.append((Entry(method), Entry(source), *(entries.get(one, Entry(UNDEFINED)) for one in fractions)))
+    header = (Entry("method"), Entry("where"), *(Entry(f"{100 * one:.4g} %") for one in fractions))
+    return Table(header, tuple(rows), 2)
+
+
+def _entry(percent: str, n: int) -> Entry:
+    count = count_of(percent, n)
+    return Entry(percent, NOTE.format(n=n) if count is None else f"{count}/{n}")

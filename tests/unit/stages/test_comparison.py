@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 from stages.baselines.settings import Baseline
 from stages.report import comparison
 from stages.report.comparison import compare, comparison_table
-from stages.report.goal import against_baselines, distance, is_baseline
+from stages.report.goal import against_baselines, distance, forms, is_baseline
 
 
 def answers(
@@ -186,6 +186,17 @@ def test_own_method_is_measured_against_every_baseline_under_its_own_mask() -> N
         "significantly in 1, and significantly behind in 1."
     )
     assert distance(against_baselines(frame[frame["method"] == "original"], "union"), "union") == ""
+    other = against_baselines(frame, "union", form="medfocus-none")
+    assert set(other["method"]) == {"original", "tip-adapter-f", "lite0 finetune@masked", "masked"}
+    assert (other["accuracy"] == 1).all()
+    assert distance(other, "union", "medfocus-none").startswith(
+        "Against 4 baselines at 1 amount of training data, medfocus-none (mask union) is ahead in 3 of 4"
+    )
+
+
+def test_forms_of_the_own_method_are_those_on_the_study_s_model_the_plain_one_first() -> None:
+    methods = ["original", "medfocus-none", "lite0 medfocus", "medfocus@original+roi", "medfocus", "original+roi"]
+    assert forms(methods) == ["medfocus", "medfocus-none", "medfocus@original+roi"]
 
 
 def test_everything_that_the_baselines_stage_runs_is_a_baseline() -> None:

@@ -189,7 +189,7 @@ def test_shots_and_shares_are_tables_and_panels_of_their_own() -> None:
 
 
 def test_paper_stands_beside_and_its_impossible_value_is_marked() -> None:
-    assert "What the paper prints" not in page()
+    assert "What the paper's authors give" not in page()
     html = page(published="covid")
     assert "no count out of 66 gives it" in html
 
@@ -564,6 +564,18 @@ def test_answer_names_both_accuracies_and_whether_it_is_chance() -> None:
     assert told[-1].startswith("Against 2 baselines at 2 amounts of training data, medfocus (mask union) is ahead in ")
     sure = answer_of(compare(answers(study())).assign(p=0.0001), compare(answers(study()).iloc[:0]), ("union",))
     assert sure[-1] == "Corrected for 2 amounts of training data, it is significantly better at 10 %, 100 %."
+
+
+def test_other_forms_of_the_own_method_are_measured_beside_it(tmp_path: Path) -> None:
+    form = pd.DataFrame([fit("union", "medfocus@original+roi", f, s, 17) for f in (0.1, 1.0) for s in (0, 1, 2)])
+    scores = pd.concat([study(), form], ignore_index=True)
+    findings = findings_of(data(scores=scores, answers=answers(scores)))
+    own, other = findings.distances
+    assert own in findings.answer
+    assert other not in findings.answer
+    assert "medfocus@original+roi (mask union) is ahead in 4 of 4 comparisons" in other
+    assert f"<li>{other}</li>" in page(scores=scores, answers=answers(scores))
+    assert other in twin(data(scores=scores, answers=answers(scores)), findings)
 
 
 def test_question_is_asked_of_the_same_features_under_the_mask_first() -> None:
