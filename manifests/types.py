@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
@@ -135,6 +136,11 @@ class ArraySpec:
     """Fill value of rows that were not computed; NaN is allowed for float types."""
     per_item: bool = False
     """True: inner chunks of a few images in a shard a unit (large items); False: one chunk for all rows of a unit."""
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one image's part before compression."""
+        return math.prod(self.item_shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True, slots=True)

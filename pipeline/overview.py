@@ -105,7 +105,7 @@ def _reasons(workspace: Workspace, node: Node, units: Sequence[PlannedUnit], his
 
 
 def _bytes(workspace: Workspace, node: Node, units: int) -> int | None:
-    """Mean size of a few units of this stage times the number of units."""
+    """Mean size of a few units of this stage times the number of units; before there are any, that of their arrays."""
     if not units:
         return 0
     roots = [workspace.root(node, drop.drop_id) for drop in workspace.drops] if node.is_map else [workspace.root(node)]
@@ -113,7 +113,8 @@ def _bytes(workspace: Workspace, node: Node, units: int) -> int | None:
     if sizes:
         return round(fmean(sizes[:SAMPLED]) * units)
     if node.is_map:
-        return units * workspace.map_stage(node).projected_bytes(max(drop.chunk_items for drop in workspace.drops))
+        row = sum(array.item_bytes for array in workspace.map_stage(node).outputs())
+        return units * row * max(drop.chunk_items for drop in workspace.drops)
     return None
 
 

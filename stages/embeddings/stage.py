@@ -94,7 +94,7 @@ class Embeddings:
     def projected_bytes(self, chunk_items: int) -> int:
         """The chunk of masks and tokens, the results, and one batch of canvases and activations."""
         pixels = self.settings.canvas_px**2
-        row = sum(int(np.prod(a.item_shape)) * np.dtype(a.dtype).itemsize for a in self.outputs())
+        row = sum(array.item_bytes for array in self.outputs())
         # Canvases of two batches: the next one is read while this one is encoded.
         batch = self.context.batch_items * (ACTIVATION_BYTES + 16 * pixels)
         cells = int(np.prod(token_grid(self.settings.model))) if self.settings.tokens else 0

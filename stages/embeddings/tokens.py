@@ -71,7 +71,7 @@ class Tokens:
 
     def projected_bytes(self, chunk_items: int) -> int:
         """The results, and two batches of canvases and activations: one is read while the other is encoded."""
-        row = sum(int(np.prod(a.item_shape)) * np.dtype(a.dtype).itemsize for a in self.outputs())
+        row = sum(array.item_bytes for array in self.outputs())
         return chunk_items * 3 * row + self.context.batch_items * (ACTIVATION_BYTES + 8 * self.settings.canvas_px**2)
 
     def load(self, device: str) -> None:

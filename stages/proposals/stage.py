@@ -82,7 +82,7 @@ class Proposals:
         """Results of the chunk, one batch in the encoder, one call of the decoder, and every mask of one image."""
         s = self.settings
         pixels = s.canvas_px**2
-        row = sum(int(np.prod(a.item_shape)) * np.dtype(a.dtype).itemsize for a in self.outputs())
+        row = sum(array.item_bytes for array in self.outputs())
         seen = mask_source(s.model).image_px ** 2
         batch = self.context.batch_items * (6 * pixels + seen * ENCODER_BYTES_PER_PIXEL)
         # Packed masks are held twice while they are joined; 12 bytes a pixel while some are upscaled and compared.

@@ -55,7 +55,8 @@ def published_table(table: str) -> Table:
     rows = []
     for (method, source), found in frame.groupby(["method", "source"], sort=False):
         entries = {row["fraction"]: _entry(row["percent"], int(row["n_test"])) for row in found.to_dict("records")}
-        rows.append((Entry(str(method)), Entry(str(source)), *(entries.get(one, Entry(UNDEFINED)) for one in fractions)))
+        values = [entries.get(one, Entry(UNDEFINED)) for one in fractions]
+        rows.append((Entry(str(method)), Entry(str(source)), *values))
     header = (Entry("method"), Entry("where"), *(Entry(f"{100 * one:.4g} %") for one in fractions))
     return Table(header, tuple(rows), 2)
 

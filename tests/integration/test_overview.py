@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import zarr
 
 from manifests.drops import load_drops, load_rows
 from manifests.layout import DatasetPaths
@@ -74,6 +75,17 @@ def test_plan_forecasts_what_such_units_wrote_and_took(finished: Study) -> None:
     assert masks["bytes"] == pytest.approx(shards, rel=0.01)
     said = ask(finished, "plan", "--set", "masks.compositing=crop").out
     assert "after past runs" in said
+
+
+def test_plan_of_what_never_ran_gives_the_size_before_compression(finished: Study, tmp_path: Path) -> None:
+    fresh = Study(finished.cli, tmp_path / "work", finished.source)
+    assert fresh.ingest("--chunk-items", 4).code == 0
+    rows = plan(fresh)
+    for stage in ("masks", "embeddings"):
+        store = next((finished.dataset / "stages" / stage).glob("*/drop-001/data.zarr"))
+        arrays = [array for _, array in zarr.open_group(store, mode="r").arrays()]
+        a_row = sum(array.nbytes // array.shape[0] for array in arrays)
+        assert rows[f"{stage}[supplied]"]["bytes"] == 5 * 4 * a_row
 
 
 def test_new_drop_is_new_alone_and_changes_the_data_of_the_cells(study: Study, tmp_path: Path) -> None:
