@@ -66,7 +66,7 @@ def test_duplicates_across_splits_are_told_and_refused_when_strict(paths, tmp_pa
     assert report.audit.leaks == report.leaks
 
 
-def test_one_patient_in_two_splits_of_two_drops_is_refused(paths, source):
+def test_one_patient_in_two_splits_of_two_drops_is_refused_when_strict(paths, source):
     first = put(source, "1.csv", b"file,split,group\na/2.png,train,DOE\n")
     second = put(source, "2.csv", b"file,split,group\na/2.png,train,DOE\na/3.png,test,DOE\n")
     take(paths, source, labels=first)
