@@ -14,7 +14,7 @@ import pandas as pd
 
 from stages.report.tables import UNDEFINED, Entry, Table
 
-NOTE: Final = "no count out of {n} gives it"
+NOTE: Final = "no count out\nof {n} gives it"
 
 
 def published(table: str) -> pd.DataFrame:

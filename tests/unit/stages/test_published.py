@@ -32,7 +32,7 @@ def test_table_has_a_row_a_method_and_marks_what_the_test_set_cannot_give() -> N
     assert list(rows) == ["CLIP", "ResNet", "Res2Net", "ViT", "Swin", "MedFocusCLIP"]
     assert rows["MedFocusCLIP"][:3] == (
         Entry("authors' README"),
-        Entry("71.15", "no count out of 66 gives it"),
+        Entry("71.15", "no count out\nof 66 gives it"),
         Entry("77.27", "51/66"),
     )
     assert rows["CLIP"] == (Entry("abstract"), Entry("66", "44/66"), *[Entry(UNDEFINED)] * 4)

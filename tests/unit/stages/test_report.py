@@ -191,7 +191,7 @@ def test_shots_and_shares_are_tables_and_panels_of_their_own() -> None:
 def test_paper_stands_beside_and_its_impossible_value_is_marked() -> None:
     assert "What the paper's authors give" not in page()
     html = page(published="covid")
-    assert "no count out of 66 gives it" in html
+    assert "no count out\nof 66 gives it" in html
 
 
 def test_differences_from_the_reference_are_shown_with_their_p_values() -> None:
