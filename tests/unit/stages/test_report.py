@@ -22,8 +22,9 @@ from stages.report.comparison import compare, near_best
 from stages.report.data import ATTENTION_COLUMNS, FAILURE_COLUMNS, MASK_COLUMNS, GalleryItem, Heat, ReportData
 from stages.report.diagnostics import confusion, reliability, roc_curves
 from stages.report.figures import THUMBNAIL_PX, figure_bytes, heated, learning_curve, outlined, proposed
+from stages.report.findings import Findings
 from stages.report.notes import warnings_of
-from stages.report.page import Findings, render, twin, write_report
+from stages.report.page import render, twin, write_report
 from stages.report.tables import Entry, by_kind, each_seed, headline, n_flagged, summarise, summary_table
 from stages.scores import wilson
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from stages.report.diagnostics import chosen
 from stages.report.figures import figure_bytes, learning_curve, rows_of_methods
-from stages.report.page import Findings
+from stages.report.findings import Findings
 from stages.report.tables import summarise
 from tests.unit.stages.test_report import answers, data, fit, page, probabilities, study
 
